@@ -1,0 +1,80 @@
+"""What commands print: tables or JSON on stdout, errors on stderr, and the exit status.
+
+Exit status: 0 done, 1 failed (or some input was refused), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from llmagentos.streams.errors import LLMAgentOSError
+
+__all__ = ["Output", "OutputOption", "console", "errors", "print_error", "print_json", "print_rows"]
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+class Output(str, Enum):
+    """How a command prints its result."""
+
+    pretty = "pretty"
+    json = "json"
+
+
+OutputOption = typer.Option(Output.pretty, "--output", "-o", help="pretty for people, json for programs.")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document and a newline on stdout."""
+    sys.stdout.write(orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def print_rows(
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    output: Output = Output.pretty,
+    empty: str = "",
+) -> None:
+    """Rows as a table (columns in the given order, numbers to the right) or as one JSON array.
+
+    Args:
+        empty: what to say on stderr, in place of a table without rows.
+    """
+    rows = list(rows)
+    if output is Output.json:
+        print_json(rows)
+        return
+    if not rows:
+        if empty:
+            errors.print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        number = all(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("" if row.get(column) is None else str(row.get(column)) for column in columns))
+    console.print(table)
+
+
+def print_error(error: LLMAgentOSError) -> None:
+    """What happened, what was kept, what to do; on stderr, never as a traceback."""
+    errors.print(f"[bold red]error:[/] {_plain(error.what)}")
+    if error.kept:
+        errors.print(f" [bold]kept:[/] {_plain(error.kept)}")
+    if error.fix:
+        errors.print(f"  [bold]fix:[/] {_plain(error.fix)}")
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

@@ -1,0 +1,1 @@
+"""Spark jobs over the same topics that the agents use."""

@@ -1,0 +1,127 @@
+"""Every exception that the project raises on purpose.
+
+LLMAgentOSError                 anything below; carries what to do (`fix`) and what was kept (`kept`)
++-- SettingsError               a setting has a wrong name, type or value
++-- InputError                  a line, an argument or an expression that a person gave is wrong
++-- NodeError                   the local Kafka or Redis can't be started, reached or stopped
++-- BrokerError                 the Kafka cluster is out of reach or refuses
+|   +-- TopicError              a topic is missing, or has other partitions than it must
+|   +-- AccessError             authentication failed, or an ACL denies
++-- SchemaError                 the registry is out of reach, or knows no such schema
+|   +-- IncompatibleSchema      a new version breaks readers of the old one
++-- RecordError                 one record can't be decoded or is invalid; names its place
+|   +-- RecordTooLarge          one record is over the limit of its topic
++-- DeliveryError               a record was not acknowledged by Kafka
++-- AgentError                  an agent's definition or behaviour is wrong
+|   +-- UnknownAgent            no deployment serves an agent of that name
+|   +-- AnswerError             the asked agent answered with an error
+|   +-- AnswerTimeout           no answer came before the question's deadline
++-- DeploymentError             a deployment can't be made, found or changed
++-- JobError                    a Spark job can't be run or found
+"""
+
+from __future__ import annotations
+
+
+class LLMAgentOSError(Exception):
+    """Base of the tree.
+
+    Args:
+        what: what happened and where: topic, partition, offset, conversation, file, line.
+        fix: what the reader can do about it; printed on a line of its own.
+        kept: what was kept, and where to find it, where anything could have been lost.
+    """
+
+    #: Exit status of a command that ends by this error (2 is a usage error, as in click).
+    exit_code = 1
+
+    def __init__(self, what: str, *, fix: str = "", kept: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.fix = fix
+        self.kept = kept
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.kept:
+            lines.append(f"kept: {self.kept}")
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class SettingsError(LLMAgentOSError):
+    """A setting has a wrong name, type or value."""
+
+    exit_code = 2
+
+
+class InputError(LLMAgentOSError):
+    """Something that a person gave is wrong."""
+
+
+class NodeError(LLMAgentOSError):
+    """The local Kafka or Redis can't be started, reached or stopped."""
+
+
+class BrokerError(LLMAgentOSError):
+    """The Kafka cluster is out of reach or refuses."""
+
+
+class TopicError(BrokerError):
+    """A topic is missing, or has another number of partitions than it must."""
+
+
+class AccessError(BrokerError):
+    """Authentication failed, or an ACL denies the operation."""
+
+
+class SchemaError(LLMAgentOSError):
+    """The registry is out of reach, or knows no such schema."""
+
+
+class IncompatibleSchema(SchemaError):
+    """A new version of a schema breaks readers or writers of an old one."""
+
+
+class RecordError(LLMAgentOSError):
+    """One record can't be decoded, or is invalid.
+
+    `cause` is the short stable word that a dead letter carries.
+    """
+
+    def __init__(self, what: str, *, cause: str = "undecodable", fix: str = "", kept: str = "") -> None:
+        super().__init__(what, fix=fix, kept=kept)
+        self.cause = cause
+
+
+class RecordTooLarge(RecordError):
+    """One record is over the size that its topic takes."""
+
+
+class DeliveryError(LLMAgentOSError):
+    """Kafka did not acknowledge a record within the delivery timeout."""
+
+
+class AgentError(LLMAgentOSError):
+    """An agent's definition or behaviour is wrong."""
+
+
+class UnknownAgent(AgentError):
+    """No deployment serves an agent of that name."""
+
+
+class AnswerError(AgentError):
+    """The asked agent answered with an error."""
+
+
+class AnswerTimeout(AgentError):
+    """No answer came before the question's deadline."""
+
+
+class DeploymentError(LLMAgentOSError):
+    """A deployment can't be made, found or changed."""
+
+
+class JobError(LLMAgentOSError):
+    """A Spark job can't be run or found."""

@@ -1,0 +1,165 @@
+"""The settings: one typed object, from defaults, file, environment and flags, in that order.
+
+The file is `llmagentos.toml` in the working directory or the one that `LLMAGENTOS_SETTINGS` names; an
+environment variable is the field's name in capitals behind `LLMAGENTOS_`; flags are what a command passes
+to :meth:`Settings.load`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from llmagentos.streams.errors import SettingsError
+
+__all__ = ["Settings"]
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "llmagentos"
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmagentos"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Build it with :meth:`load`; times are in the unit that the name ends in."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LLMAGENTOS_", extra="forbid", frozen=True, toml_file=None, env_ignore_empty=True
+    )
+
+    home: Path = Field(
+        default_factory=_default_home, description="Data folder of the local node, and of local deployments."
+    )
+    cache: Path = Field(default_factory=_default_cache, description="Downloaded jars; safe to delete.")
+    kafka_jars: Path | None = Field(
+        None, description="Folder with the broker's jars, where none can be downloaded."
+    )
+
+    brokers: str = Field("", description="bootstrap.servers of a Kafka cluster; empty: the local node's.")
+    redis: str = Field("", description="redis:// or rediss:// URL; empty: the local node's.")
+    registry: str = Field(
+        "", description="URL of a Confluent-compatible schema registry; empty: the log-backed one."
+    )
+    prefix: str = Field(
+        "llmagentos.", description="In front of every topic's name.", pattern=r"^[A-Za-z0-9._-]*$"
+    )
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER.")
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_ca: Path | None = Field(None, description="PEM file of the certificate authority.")
+    ssl_certificate: Path | None = Field(None, description="PEM file of the client's certificate.")
+    ssl_key: Path | None = Field(None, description="PEM file of the client's key.")
+    kafka: dict[str, str] = Field(
+        default_factory=dict, description="Further librdkafka properties for every client, as JSON."
+    )
+
+    partitions: int = Field(8, ge=1, le=10_000, description="Of a topic at its birth; fixed from then on.")
+    replication: int = Field(0, ge=0, le=32_767, description="0: three, or the brokers there are if fewer.")
+
+    linger_ms: float = Field(
+        5.0, ge=0, description="How long a producer waits to fill a batch (librdkafka's default)."
+    )
+    delivery_timeout_s: float = Field(
+        120.0,
+        gt=0,
+        description="After this an unacknowledged send is an error (Kafka's delivery.timeout.ms).",
+    )
+    session_timeout_ms: int = Field(
+        3_000,
+        ge=500,
+        description="A silent worker loses its partitions after this; the broker's minimum wins.",
+    )
+    heartbeat_interval_ms: int = Field(
+        500, ge=100, description="Must be under a third of the session timeout."
+    )
+    commit_interval_ms: int = Field(200, ge=10, description="How often finished offsets are committed.")
+    drain_timeout_s: float = Field(
+        10.0, gt=0, description="What a worker in a rebalance, or told to stop, waits for its handlers."
+    )
+
+    max_in_flight: int = Field(1_000, ge=1, description="Messages being handled at once, per worker.")
+    max_in_flight_bytes: int = Field(
+        256 * 1024 * 1024, ge=1_048_576, description="Bytes of messages taken and not finished, per worker."
+    )
+    ask_timeout_s: float = Field(
+        60.0, gt=0, description="Deadline of a question that brings none of its own."
+    )
+    max_message_bytes: int = Field(
+        1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = Path(os.environ.get("LLMAGENTOS_SETTINGS") or "llmagentos.toml")
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if path.is_file():
+            sources += (TomlConfigSettingsSource(settings_cls, toml_file=path),)
+        return sources
+
+    @classmethod
+    def load(cls, **flags: Any) -> Settings:
+        """Read the settings; *flags* that are None count as not given.
+
+        Raises:
+            SettingsError: naming each wrong field, its value and what it takes.
+        """
+        named = os.environ.get("LLMAGENTOS_SETTINGS")
+        if named and not Path(named).is_file():
+            raise SettingsError(
+                f"LLMAGENTOS_SETTINGS names {named!r}, which is not a file",
+                fix="point it at a TOML file, or unset it",
+            )
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(str(part) for part in e['loc']) or 'settings'} = {e.get('input')!r}: {e['msg']}"
+                for e in error.errors()
+            )
+            raise SettingsError(
+                f"wrong settings: {wrong}",
+                fix="correct the flag, the LLMAGENTOS_* variable or llmagentos.toml (docs/reference/settings.md)",
+            ) from None
+        except ValueError as error:  # a file that is not TOML, a variable that is not JSON
+            raise SettingsError(
+                f"unreadable settings: {error}", fix="correct the file or the variable"
+            ) from error
+
+    def topic(self, name: str) -> str:
+        """The full topic name of *name*, for example ``agent.greeter``."""
+        return self.prefix + name
+
+    def security(self) -> dict[str, str]:
+        """The librdkafka properties of authentication and encryption, and the free ones of `kafka`."""
+        properties = {"security.protocol": self.security_protocol}
+        optional: dict[str, object] = {
+            "sasl.mechanisms": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password.get_secret_value(),
+            "ssl.ca.location": self.ssl_ca,
+            "ssl.certificate.location": self.ssl_certificate,
+            "ssl.key.location": self.ssl_key,
+        }
+        properties |= {name: str(value) for name, value in optional.items() if value}
+        return properties | self.kafka
