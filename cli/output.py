@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-class Output(str, Enum):
+class Output(StrEnum):
     """How a command prints its result."""
 
     pretty = "pretty"

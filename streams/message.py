@@ -214,9 +214,7 @@ class Message:
         try:
             return self.body.decode()
         except UnicodeDecodeError as error:
-            raise RecordError(
-                f"body of message {self.message_id} is not UTF-8: {error}", cause="invalid"
-            ) from error
+            raise RecordError(f"body of message {self.message_id} is not UTF-8: {error}", cause="invalid") from error
 
     def json(self) -> Any:
         """The body as JSON.
@@ -227,9 +225,7 @@ class Message:
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError as error:
-            raise RecordError(
-                f"body of message {self.message_id} is not JSON: {error}", cause="invalid"
-            ) from error
+            raise RecordError(f"body of message {self.message_id} is not JSON: {error}", cause="invalid") from error
 
     @property
     def content(self) -> Any:

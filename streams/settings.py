@@ -43,18 +43,12 @@ class Settings(BaseSettings):
         default_factory=_default_home, description="Data folder of the local node, and of local deployments."
     )
     cache: Path = Field(default_factory=_default_cache, description="Downloaded jars; safe to delete.")
-    kafka_jars: Path | None = Field(
-        None, description="Folder with the broker's jars, where none can be downloaded."
-    )
+    kafka_jars: Path | None = Field(None, description="Folder with the broker's jars, where none can be downloaded.")
 
     brokers: str = Field("", description="bootstrap.servers of a Kafka cluster; empty: the local node's.")
     redis: str = Field("", description="redis:// or rediss:// URL; empty: the local node's.")
-    registry: str = Field(
-        "", description="URL of a Confluent-compatible schema registry; empty: the log-backed one."
-    )
-    prefix: str = Field(
-        "llmagentos.", description="In front of every topic's name.", pattern=r"^[A-Za-z0-9._-]*$"
-    )
+    registry: str = Field("", description="URL of a Confluent-compatible schema registry; empty: the log-backed one.")
+    prefix: str = Field("llmagentos.", description="In front of every topic's name.", pattern=r"^[A-Za-z0-9._-]*$")
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     sasl_mechanism: str = Field("", description="PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, OAUTHBEARER.")
@@ -70,9 +64,7 @@ class Settings(BaseSettings):
     partitions: int = Field(8, ge=1, le=10_000, description="Of a topic at its birth; fixed from then on.")
     replication: int = Field(0, ge=0, le=32_767, description="0: three, or the brokers there are if fewer.")
 
-    linger_ms: float = Field(
-        5.0, ge=0, description="How long a producer waits to fill a batch (librdkafka's default)."
-    )
+    linger_ms: float = Field(5.0, ge=0, description="How long a producer waits to fill a batch (librdkafka's default).")
     delivery_timeout_s: float = Field(
         120.0,
         gt=0,
@@ -83,9 +75,7 @@ class Settings(BaseSettings):
         ge=500,
         description="A silent worker loses its partitions after this; the broker's minimum wins.",
     )
-    heartbeat_interval_ms: int = Field(
-        500, ge=100, description="Must be under a third of the session timeout."
-    )
+    heartbeat_interval_ms: int = Field(500, ge=100, description="Must be under a third of the session timeout.")
     commit_interval_ms: int = Field(200, ge=10, description="How often finished offsets are committed.")
     drain_timeout_s: float = Field(
         10.0, gt=0, description="What a worker in a rebalance, or told to stop, waits for its handlers."
@@ -95,9 +85,7 @@ class Settings(BaseSettings):
     max_in_flight_bytes: int = Field(
         256 * 1024 * 1024, ge=1_048_576, description="Bytes of messages taken and not finished, per worker."
     )
-    ask_timeout_s: float = Field(
-        60.0, gt=0, description="Deadline of a question that brings none of its own."
-    )
+    ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."
     )
@@ -142,9 +130,7 @@ class Settings(BaseSettings):
                 fix="correct the flag, the LLMAGENTOS_* variable or llmagentos.toml (docs/reference/settings.md)",
             ) from None
         except ValueError as error:  # a file that is not TOML, a variable that is not JSON
-            raise SettingsError(
-                f"unreadable settings: {error}", fix="correct the file or the variable"
-            ) from error
+            raise SettingsError(f"unreadable settings: {error}", fix="correct the file or the variable") from error
 
     def topic(self, name: str) -> str:
         """The full topic name of *name*, for example ``agent.greeter``."""
