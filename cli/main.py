@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from llmagentos.cli.output import errors, print_error
 from llmagentos.streams.errors import LLMAgentOSError
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "app", "main"]
+
+#: Modules of this package, each with a `register(app)` that adds its commands; the order of `--help`.
+#: A module that is named as its command (`tail`) is found without importing the others.
+COMMANDS: tuple[str, ...] = ("node",)
+
+
+class Commands(TyperGroup):
+    """Imports only the module of the command that is called; all of them for `--help` and for a typing error."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        for module in sorted(COMMANDS, key=lambda module: module != cmd_name):
+            if cmd_name in self.commands:
+                break
+            self._load(module)
+        return self.commands.get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self.commands = {name: command for module in COMMANDS for name, command in self._load(module).items()}
+        return list(self.commands)
+
+    def _load(self, module: str) -> dict[str, Any]:
+        part = typer.Typer(add_completion=False)
+        import_module(f"llmagentos.cli.{module}").register(part)
+        commands = dict(typer.main.get_group(part).commands)
+        self.commands |= commands
+        return commands
+
 
 app = typer.Typer(
     name="llmagentos",
+    cls=Commands,
     help="The operating system for LLM agents on Apache Kafka.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -21,11 +50,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: Modules of this package, each with a `register(app)` that adds its commands; the order of `--help`.
-COMMANDS: tuple[str, ...] = ("node",)
 
-for _module in COMMANDS:
-    import_module(f"llmagentos.cli.{_module}").register(app)
+@app.callback()
+def _root() -> None:  # pyright: ignore[reportUnusedFunction] - makes a group of an app without commands of its own
+    """The operating system for LLM agents on Apache Kafka."""
 
 
 def main() -> None:
@@ -33,10 +61,12 @@ def main() -> None:
     try:
         app()
     except LLMAgentOSError as error:
+        from llmagentos.cli.output import print_error
+
         print_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        sys.stderr.write("interrupted\n")
         sys.exit(130)
 
 

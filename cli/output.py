@@ -8,19 +8,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from llmagentos.streams.errors import LLMAgentOSError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    console: Console
+    errors: Console
+
 __all__ = ["Output", "OutputOption", "console", "errors", "print_error", "print_json", "print_rows"]
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+
+def __getattr__(name: str) -> Any:
+    """`console` and `errors`, made when first asked for: rich takes longer to import than some commands to run."""
+    if name not in ("console", "errors"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rich.console import Console
+
+    globals()[name] = Console(stderr=name == "errors", highlight=False)
+    return globals()[name]
 
 
 class Output(StrEnum):
@@ -50,6 +61,8 @@ def print_rows(
     Args:
         empty: what to say on stderr, in place of a table without rows.
     """
+    from llmagentos.cli.output import console, errors
+
     rows = list(rows)
     if output is Output.json:
         print_json(rows)
@@ -58,6 +71,8 @@ def print_rows(
         if empty:
             errors.print(empty)
         return
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         number = all(isinstance(row.get(column), int | float) for row in rows)
@@ -69,6 +84,8 @@ def print_rows(
 
 def print_error(error: LLMAgentOSError) -> None:
     """What happened, what was kept, what to do; on stderr, never as a traceback."""
+    from llmagentos.cli.output import errors
+
     errors.print(f"[bold red]error:[/] {_plain(error.what)}")
     if error.kept:
         errors.print(f" [bold]kept:[/] {_plain(error.kept)}")
