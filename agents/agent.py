@@ -1,0 +1,161 @@
+"""An agent: a named handler of messages, made from one Python function."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from llmagentos.streams.errors import AgentError
+from llmagentos.streams.message import Message
+
+if TYPE_CHECKING:
+    from llmagentos.agents.context import Context
+
+__all__ = ["Agent", "Decode", "Handler", "Key", "agent"]
+
+Handler = Callable[[Message, "Context"], Awaitable[Any]]
+
+#: How the value of a topic that is not ours becomes the content of a message: a format by name, or a function.
+Decode = Literal["json", "text", "bytes", "avro"] | Callable[[bytes], Any]
+
+#: From a foreign record's (key, content) to the conversation that it belongs to.
+Key = Callable[[bytes | None, Any], str]
+
+#: Kafka allows 249 characters of these in a topic's name (org.apache.kafka.common.internals.Topic), and
+#: prefixes and kinds are added to an agent's; the dot separates kind and name.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Agent:
+    """What `@agent` makes of a function. Calling it calls the function, so that it can be tested alone.
+
+    Attributes:
+        name: unique in a cluster.
+        handler: the function: `async (message, ctx) -> reply`.
+        topic: None for an inbox of its own; otherwise the full name of a topic that exists already.
+        decode, key: how records of such a topic are read; unused with an inbox.
+        retries: how often a failed message is tried again before it becomes a dead letter.
+        backoff_s: wait before the first retry; doubled for each further one, up to `backoff_max_s`.
+        timeout_s: a handler that takes longer has failed; None: no limit but the message's deadline.
+        max_in_flight: messages handled at once per worker; None: the settings' bound alone.
+        description: the function's docstring.
+    """
+
+    name: str
+    handler: Handler
+    topic: str | None = None
+    decode: Decode = "json"
+    key: Key | None = None
+    retries: int = 2
+    backoff_s: float = 0.2
+    backoff_max_s: float = 10.0
+    timeout_s: float | None = None
+    max_in_flight: int | None = None
+    description: str = field(default="", repr=False)
+
+    def __call__(self, message: Message, ctx: Context) -> Awaitable[Any]:
+        return self.handler(message, ctx)
+
+    @property
+    def source(self) -> str:
+        """Where the function is written, for error messages: `file:line`."""
+        return _source(self.handler)
+
+
+def agent(
+    name: str | None = None,
+    *,
+    topic: str | None = None,
+    decode: Decode = "json",
+    key: Key | None = None,
+    retries: int = 2,
+    backoff: float = 0.2,
+    timeout: float | None = None,
+    max_in_flight: int | None = None,
+) -> Callable[[Handler], Agent]:
+    """Make an agent of an async function.
+
+        @agent("greeter")
+        async def greeter(message, ctx):
+            return f"Hello, {message.text}!"
+
+    What the function returns is the reply (text, bytes, anything that JSON can say); None sends none.
+
+    Args:
+        name: the agent's; None: the function's.
+        topic: a topic that exists already, in place of an inbox: its full name, without our prefix.
+        decode: of such a topic: `json`, `text`, `bytes`, `avro` (Confluent wire format), or a function of bytes.
+        key: of such a topic: a function of the record's key and content that names the conversation; by default
+            the record's key, or topic and partition for a record that has none.
+        retries, backoff, timeout, max_in_flight: see :class:`Agent`; seconds.
+
+    Raises:
+        AgentError: the name can't be a topic's, the function isn't async, or doesn't take (message, ctx).
+    """
+    if callable(name):
+        raise AgentError(
+            f"@agent at {_source(name)} is missing its parentheses", fix='write @agent() or @agent("name")'
+        )
+
+    def decorate(handler: Handler) -> Agent:
+        label = name if name is not None else getattr(handler, "__name__", "agent")
+        if not _NAME.fullmatch(label):
+            raise AgentError(
+                f"agent name {label!r} at {_source(handler)} can't be part of a topic's name",
+                fix="use letters, digits, - and _ (at most 100, beginning with a letter or digit)",
+            )
+        if not inspect.iscoroutinefunction(handler):
+            raise AgentError(
+                f"the handler of agent {label!r} at {_source(handler)} is not async",
+                fix=f"write `async def {getattr(handler, '__name__', label)}(message, ctx):`",
+            )
+        _check_signature(label, handler)
+        for field_name, value, least in (
+            ("retries", retries, 0),
+            ("backoff", backoff, 0),
+            ("timeout", timeout, 0),
+            ("max_in_flight", max_in_flight, 1),
+        ):
+            if value is not None and value < least:
+                raise AgentError(
+                    f"agent {label!r} at {_source(handler)}: {field_name} = {value!r}", fix=f"at least {least}"
+                )
+        return Agent(
+            name=label,
+            handler=handler,
+            topic=topic,
+            decode=decode,
+            key=key,
+            retries=retries,
+            backoff_s=backoff,
+            timeout_s=timeout,
+            max_in_flight=max_in_flight,
+            description=inspect.cleandoc(handler.__doc__ or ""),
+        )
+
+    return decorate
+
+
+def _check_signature(label: str, handler: Handler) -> None:
+    try:
+        inspect.signature(handler).bind(None, None)
+    except TypeError as error:
+        raise AgentError(
+            f"the handler of agent {label!r} at {_source(handler)} can't be called with (message, ctx): {error}",
+            fix=f"write `async def {getattr(handler, '__name__', label)}(message, ctx):`",
+        ) from None
+
+
+def _source(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def names(agents: Sequence[Agent]) -> str:
+    """The names of *agents* for a message: `a, b and c`."""
+    *first, last = sorted(a.name for a in agents)
+    return f"{', '.join(first)} and {last}" if first else last

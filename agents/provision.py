@@ -1,0 +1,105 @@
+"""Provisioning: the topics and cards of a deployment, made before its workers start."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from llmagentos.agents.cards import Card, read_cards
+from llmagentos.agents.loading import LoadedModule
+from llmagentos.streams.admin import ensure_topics, partitions_of
+from llmagentos.streams.errors import DeploymentError, TopicError
+from llmagentos.streams.producer import Producer
+from llmagentos.streams.registry import open_registry
+from llmagentos.streams.settings import Settings
+from llmagentos.streams.topology import Topic, named
+from llmagentos.streams.wire import Codec
+
+__all__ = ["SHARED", "provision", "retire"]
+
+#: Topics that every deployment uses, whatever its agents.
+SHARED: tuple[str, ...] = ("replies", "events", "cards")
+
+
+def provision(settings: Settings, deployment: str, loaded: LoadedModule) -> list[Card]:
+    """Create what is missing of the topics of *loaded*'s agents, and write their cards.
+
+    Returns:
+        The cards, in the module's order.
+
+    Raises:
+        DeploymentError: another deployment serves an agent of one of the names.
+        TopicError: a topic has another number of partitions than it must, or an agent's own topic is missing.
+        BrokerError: the cluster does not answer.
+    """
+    ensure_topics(settings, [named(name) for name in SHARED])
+    codec = Codec(open_registry(settings))
+    known = read_cards(settings, codec)
+    for name, agent in loaded.agents.items():
+        card = known.get(name)
+        if card is not None and card.deployment != deployment:
+            raise DeploymentError(
+                f"agent {name!r} ({agent.source}) is served by deployment {card.deployment!r} already ({card.module})",
+                fix=f"rename the agent, or `llmagentos undeploy {card.deployment}` first",
+            )
+    cards: list[Card] = []
+    for name, agent in loaded.agents.items():
+        inbox, partitions = _agent_topics(settings, name, agent.topic)
+        cards.append(
+            Card(
+                name=name,
+                deployment=deployment,
+                description=agent.description,
+                topic=inbox,
+                partitions=partitions,
+                module=str(loaded.path),
+                version=loaded.version,
+                deployed_at=time.time_ns() // 1_000_000,
+            )
+        )
+    gone = [name for name, card in known.items() if card.deployment == deployment and name not in loaded.agents]
+    asyncio.run(_write(settings, codec, cards, gone))
+    return cards
+
+
+def retire(settings: Settings, deployment: str) -> list[str]:
+    """Take back the cards of a deployment; its topics stay, with all that is in them.
+
+    Returns:
+        The names of its agents.
+    """
+    codec = Codec(open_registry(settings))
+    names = [name for name, card in read_cards(settings, codec).items() if card.deployment == deployment]
+    asyncio.run(_write(settings, codec, (), names))
+    return names
+
+
+def _agent_topics(settings: Settings, name: str, foreign: str | None) -> tuple[str, int]:
+    """Make the topics of one agent; return its inbox and the number of partitions."""
+    own = [named(f"{kind}.NAME").of(name) for kind in ("answers", "dead")]
+    if foreign is None:
+        inbox = named("agent.NAME").of(name)
+        ensure_topics(settings, [inbox, *own])
+        return settings.topic(inbox.name), partitions_of(settings, settings.topic(inbox.name))
+    try:
+        partitions = partitions_of(settings, foreign)
+    except TopicError as error:
+        raise TopicError(
+            f"agent {name!r} reads topic {foreign!r}, which does not exist",
+            fix="create the topic first, or correct @agent(topic=...): the full name, without our prefix",
+        ) from error
+    # An answer goes to the partition that its asker owns, so both have the same count.
+    ensure_topics(settings, [Topic(t.name, t.key, t.cleanup, t.retention_ms, partitions, t.holds) for t in own])
+    return foreign, partitions
+
+
+async def _write(settings: Settings, codec: Codec, cards: Sequence[Card], gone: Sequence[str]) -> None:
+    topic = settings.topic("cards")
+    encode = await asyncio.to_thread(codec.writer, "llmagentos.Card", "card")
+    async with Producer(settings) as producer:
+        for card in cards:
+            producer.produce(topic, encode(card.record()), card.name.encode())
+        for name in gone:
+            producer.produce(topic, None, name.encode())
+        await producer.delivered()

@@ -1,0 +1,323 @@
+"""The worker: an OS process that hosts the agents of one deployment as one Faust app, one member of its group.
+
+    python -m llmagentos.agents.worker --deployment NAME --target FILE_OR_MODULE --index 0 --run-dir DIR
+
+It says how it is in `DIR/worker-INDEX.json`, drains on SIGTERM, and exits with 0 when it was told to stop, 3 where
+the module can't be loaded, 4 where it refuses to start, and 1 where it crashed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import confluent_kafka
+import faust
+from faust.types import TP
+from yarl import URL
+
+from llmagentos.agents.agent import Agent
+from llmagentos.agents.answers import Answers
+from llmagentos.agents.dead_letters import DeadLetters
+from llmagentos.agents.foreign import reader
+from llmagentos.agents.inbox import Inbox, Room
+from llmagentos.agents.loading import LoadedModule, load
+from llmagentos.agents.outputs import Outputs
+from llmagentos.streams.endpoints import brokers
+from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
+from llmagentos.streams.message import Message
+from llmagentos.streams.registry import open_registry
+from llmagentos.streams.settings import Settings
+from llmagentos.streams.transport import attach, configure
+from llmagentos.streams.wire import Codec
+
+__all__ = ["EXIT_CRASHED", "EXIT_REFUSED", "EXIT_UNLOADABLE", "Status", "Worker", "read_status"]
+
+log = logging.getLogger("llmagentos.worker")
+
+EXIT_CRASHED = 1
+EXIT_UNLOADABLE = 3
+EXIT_REFUSED = 4
+
+#: The status file is written anew this often, so that a reader sees a worker that hangs; it is one small file.
+STATUS_INTERVAL_S = 5.0
+
+State = Literal["starting", "running", "draining", "stopped"]
+
+
+@dataclass(slots=True)
+class Status:
+    """How a worker is, as in its status file. Times are seconds since the epoch."""
+
+    pid: int
+    state: State
+    version: str
+    assigned: list[str]
+    started_at: float
+    updated_at: float
+    in_flight: int = 0
+
+
+def read_status(run_dir: Path, index: int) -> Status | None:
+    """What worker *index* last said of itself; None before it said anything."""
+    try:
+        return Status(**json.loads(_status_path(run_dir, index).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def _status_path(run_dir: Path, index: int) -> Path:
+    return run_dir / f"worker-{index}.json"
+
+
+class Worker:
+    """One worker. :meth:`run` returns when it was told to stop and has drained.
+
+    Args:
+        run_dir: where its status file goes; None: none is written.
+    """
+
+    def __init__(
+        self, settings: Settings, deployment: str, loaded: LoadedModule, *, index: int = 0, run_dir: Path | None = None
+    ) -> None:
+        self.settings = settings
+        self.deployment = deployment
+        self.loaded = loaded
+        self.name = f"{deployment}-{index}@{socket.gethostname()}"
+        self._status_file = _status_path(run_dir, index) if run_dir else None
+        self._status = Status(os.getpid(), "starting", loaded.version, [], time.time(), time.time())
+        self._stopping = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._inboxes: dict[str, Inbox] = {}
+
+    def stop(self) -> None:
+        """Drain, commit, leave the group; :meth:`run` returns then."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`.
+
+        Raises:
+            LLMAgentOSError: it refuses to start, or can't go on; its text says why.
+        """
+        settings = self.settings
+        self._write_status("starting")
+        app = self.app = self._make_app()
+        codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
+        encode_event = await asyncio.to_thread(codec.writer, "llmagentos.Event", "event")
+        encode_dead_letter = await asyncio.to_thread(codec.writer, "llmagentos.DeadLetter", "dead_letter")
+        await asyncio.to_thread(codec.writer, "llmagentos.Message", "message")
+        answers = Answers(settings, codec, name=self.name)
+        status: asyncio.Task[None] | None = None
+        try:
+            # Faust makes consumer and producer on first use; ours wrap them, so they are made here.
+            producer = app.producer.core
+            outputs = Outputs(settings, producer, codec)
+            dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
+            self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
+            for agent in self.loaded.agents.values():
+                topic = agent.topic or settings.topic(f"agent.{agent.name}")
+                inbox = self._inboxes[agent.name] = _ReportingInbox(
+                    agent,
+                    decode=_message_reader(codec) if agent.topic is None else reader(agent, codec),
+                    outputs=outputs,
+                    answers=answers,
+                    dead_letters=dead_letters,
+                    room=self._room,
+                    finish=self._finish,
+                    broken=self._broken,
+                    answers_topic=settings.topic(f"answers.{agent.name}"),
+                    drain_timeout_s=settings.drain_timeout_s,
+                    owned_changed=self._owned_changed,
+                )
+                attach(app, topic, inbox)
+            await app.maybe_start()
+            self._finish_offset = app.consumer.finish
+            self._event = lambda kind, **detail: producer.produce(
+                settings.topic("events"),
+                encode_event(
+                    {
+                        "kind": kind,
+                        "at": time.time_ns() // 1_000_000,
+                        "deployment": self.deployment,
+                        "worker": self.name,
+                        "agent": "",
+                        "conversation_id": None,
+                        "detail": detail,
+                    }
+                ),
+                self.name.encode(),
+            )
+            self._event("worker-started", version=self.loaded.version, pid=str(os.getpid()))
+            # What is loaded now stays for good: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            status = asyncio.create_task(self._report())
+            await self._until_stopped(app)
+            self._write_status("draining")
+            if self._failure is None:
+                self._event("worker-stopped")
+        finally:
+            if status is not None:
+                status.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await app.stop()
+            for inbox in self._inboxes.values():
+                await inbox.stop()
+            await answers.stop()
+            self._write_status("stopped")
+        if self._failure is not None:
+            raise self._failure
+
+    def _make_app(self) -> faust.App:
+        app = self.loaded.app
+        broker = [URL(f"llmagentos://{host}") for host in brokers(self.settings).split(",")]
+        if app is None:
+            app = faust.App(self.deployment, broker=broker, web_enabled=False, origin=None, autodiscover=False)
+        else:  # the module's own: it is part of this deployment, so it joins its group on its cluster
+            app.conf.id = self.deployment
+            app.conf.broker = broker
+            app.conf.web_enabled = False
+        configure(app, self.settings)
+        return app
+
+    async def _until_stopped(self, app: faust.App) -> None:
+        """Wait for :meth:`stop`, or for the app to end by itself, which it does only when it crashed."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        crashed = asyncio.create_task(app.wait_until_stopped())
+        await asyncio.wait((stopping, crashed), return_when=asyncio.FIRST_COMPLETED)
+        if not self._stopping.is_set() and self._failure is None:
+            self._failure = app.crash_reason or DeploymentError(
+                f"the app of worker {self.name} ended by itself", fix="see its log above"
+            )
+        for task in (stopping, crashed):
+            task.cancel()
+        await asyncio.gather(stopping, crashed, return_exceptions=True)
+
+    def _finish(self, tp: TP, offset: int) -> None:
+        self._finish_offset(tp, offset)
+
+    def _room_returned(self) -> None:
+        self.app.consumer.wake()
+
+    def _broken(self, error: BaseException) -> None:
+        """A defect of ours, or a send that failed: nothing may be committed past it, so the worker ends."""
+        log.critical("worker %s can't go on", self.name, exc_info=error)
+        if self._failure is None:
+            self._failure = error
+        self._stopping.set()
+
+    def _owned_changed(self, kind: str, tps: set[TP]) -> None:
+        assigned = sorted(f"{tp.topic}:{tp.partition}" for inbox in self._inboxes.values() for tp in inbox.owned)
+        self._status.assigned = assigned
+        log.info("%s %s; now %s", kind, sorted(f"{tp.topic}:{tp.partition}" for tp in tps), assigned)
+
+    async def _report(self) -> None:
+        """Keep the status file true: at once when joined or rebalanced, and now and then."""
+        consumer = self.app.consumer
+        last: tuple[State, list[str]] | None = None
+        written = 0.0
+        while True:
+            state: State = "running" if consumer.joined else "starting"
+            now = (state, self._status.assigned)
+            if now != last or time.monotonic() - written > STATUS_INTERVAL_S:
+                self._write_status(state)
+                last, written = now, time.monotonic()
+            await asyncio.sleep(0.1 if state == "starting" else 0.5)
+
+    def _write_status(self, state: State) -> None:
+        status = self._status
+        status.state = state
+        status.updated_at = time.time()
+        status.in_flight = sum(inbox.lanes.running for inbox in self._inboxes.values())
+        if self._status_file is None:
+            return
+        fresh = self._status_file.with_suffix(".tmp")
+        fresh.write_text(json.dumps({name: getattr(status, name) for name in Status.__slots__}), encoding="utf-8")
+        fresh.replace(self._status_file)
+
+
+class _ReportingInbox(Inbox):
+    """An inbox that tells its worker when partitions come and go."""
+
+    def __init__(self, agent: Agent, *, owned_changed: Any, **rest: Any) -> None:
+        super().__init__(agent, **rest)
+        self._owned_changed = owned_changed
+
+    def assigned(self, tps: set[TP]) -> None:
+        super().assigned(tps)
+        self._owned_changed("assigned", tps)
+
+    async def revoked(self, tps: set[TP]) -> None:
+        await super().revoked(tps)
+        self._owned_changed("revoked", tps)
+
+
+def _message_reader(codec: Codec) -> Any:
+    decode = codec.message
+
+    def read(record: confluent_kafka.Message) -> Message:
+        return decode(record.value(), record.topic(), record.partition(), record.offset(), record.timestamp()[1])
+
+    return read
+
+
+def main() -> int:
+    """Entry point of the process; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="llmagentos-worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--deployment", required=True)
+    parser.add_argument("--target", required=True, help="a .py file or a dotted name")
+    parser.add_argument("--index", type=int, default=0)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    args = parser.parse_args()
+    logging.basicConfig(
+        level=os.environ.get("LLMAGENTOS_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        settings = Settings.load()
+        loaded = load(args.target)
+    except LLMAgentOSError as error:
+        log.error("%s", error)
+        return EXIT_UNLOADABLE
+    try:
+        import uvloop
+
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:  # not built for this platform
+        runner = asyncio.Runner()
+    with runner:
+        return runner.run(_serve(settings, args, loaded))
+
+
+async def _serve(settings: Settings, args: argparse.Namespace, loaded: LoadedModule) -> int:
+    worker = Worker(settings, args.deployment, loaded, index=args.index, run_dir=args.run_dir)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    try:
+        await worker.run()
+    except LLMAgentOSError as error:
+        log.error("%s", error)
+        return EXIT_REFUSED
+    except Exception:
+        log.exception("worker %s crashed", worker.name)
+        return EXIT_CRASHED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

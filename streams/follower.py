@@ -1,0 +1,139 @@
+"""Following partitions by hand: a consumer outside any group, which delivers what arrives from now on.
+
+Answers to questions and replies to clients are read this way: who asked knows the partition, so nothing has to be
+assigned, and nothing is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import confluent_kafka
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from llmagentos.streams.endpoints import client_config
+from llmagentos.streams.errors import BrokerError, TopicError
+from llmagentos.streams.settings import Settings
+
+__all__ = ["Follower"]
+
+log = logging.getLogger(__name__)
+
+#: Records handed over at once; more only adds latency to the first of them.
+BATCH = 500
+
+#: A poll that finds nothing returns after this, and looks whether it is to stop.
+POLL_S = 0.2
+
+#: Asking a broker for an offset; a healthy one answers within milliseconds.
+OFFSETS_TIMEOUT_S = 10.0
+
+
+class Follower:
+    """Reads hand-assigned partitions from their current end, in a thread, and delivers batches on the event loop.
+
+    Args:
+        deliver: called on the loop with records without error, in partition order; must not block.
+        name: of the thread and the client id.
+    """
+
+    def __init__(
+        self, settings: Settings, deliver: Callable[[Sequence[confluent_kafka.Message]], None], *, name: str
+    ) -> None:
+        self._deliver = deliver
+        self._name = name
+        self._consumer = confluent_kafka.Consumer(
+            client_config(
+                settings,
+                client_id=name,
+                group_id=f"{settings.prefix}{name}",  # librdkafka wants one; nothing joins or commits
+                enable_auto_commit=False,
+                enable_auto_offset_store=False,
+                auto_offset_reset="latest",
+                fetch_wait_max_ms=100,
+                fetch_queue_backoff_ms=5,
+                allow_auto_create_topics=False,
+                log_level=3,
+            )
+        )
+        self._followed: dict[tuple[str, int], asyncio.Task[int]] = {}
+        self._stopping = threading.Event()
+        self._assigned = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._poll, name=name, daemon=True)
+        self._thread.start()
+
+    async def follow(self, topic: str, partition: int) -> int:
+        """Deliver what is appended to the partition from now on; a second call for it changes nothing.
+
+        Returns:
+            The offset from which it is followed: everything appended after this call began is delivered.
+
+        Raises:
+            TopicError: there is no such partition.
+            BrokerError: the cluster does not answer.
+        """
+        place = (topic, partition)
+        task = self._followed.get(place)
+        if task is None:
+            task = self._followed[place] = asyncio.create_task(asyncio.to_thread(self._assign, topic, partition))
+        try:
+            return await asyncio.shield(task)
+        except (TopicError, BrokerError):
+            self._followed.pop(place, None)
+            raise
+
+    def unfollow(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Deliver no more from *partitions*."""
+        gone = [place for place in partitions if self._followed.pop(place, None) is not None]
+        if gone:
+            with contextlib.suppress(KafkaException):  # one whose assignment failed is not assigned
+                self._consumer.incremental_unassign([TopicPartition(*place) for place in gone])
+
+    async def stop(self) -> None:
+        """End the thread and close the consumer."""
+        self._stopping.set()
+        self._assigned.set()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._consumer.close)
+
+    def _assign(self, topic: str, partition: int) -> int:
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=OFFSETS_TIMEOUT_S)
+            self._consumer.incremental_assign([TopicPartition(topic, partition, end)])
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            if reason.code() in (
+                KafkaError.UNKNOWN_TOPIC_OR_PART,
+                KafkaError._UNKNOWN_PARTITION,
+                KafkaError._UNKNOWN_TOPIC,
+            ):  # noqa: SLF001, E501
+                raise TopicError(
+                    f"{topic} has no partition {partition} to follow",
+                    fix="deploy the agent whose topic it is; `llmagentos topics` lists what there is",
+                ) from None
+            raise BrokerError(
+                f"could not follow {topic} partition {partition}: {reason.str()}", fix="see `llmagentos doctor`"
+            ) from None
+        self._assigned.set()
+        return end
+
+    def _poll(self) -> None:
+        self._assigned.wait()  # a worker that asks nothing polls nothing
+        while not self._stopping.is_set():
+            # consume(n, t) waits t for n records; the first one must not wait for the others.
+            first = self._consumer.poll(POLL_S)
+            if first is None:
+                continue
+            records = [first, *self._consumer.consume(BATCH, 0)]
+            good = [record for record in records if record.error() is None]
+            for record in records:
+                if (error := record.error()) is not None:
+                    log.warning("%s: %s [%s]: %s", self._name, record.topic(), record.partition(), error.str())
+            if good and not self._stopping.is_set():
+                with contextlib.suppress(RuntimeError):  # the loop was closed between the check and here
+                    self._loop.call_soon_threadsafe(self._deliver, good)
