@@ -496,11 +496,10 @@ class Producer:
         if error.str() != self._trouble:
             log.warning("Kafka: %s", error.str())
         self._trouble = error.str()
-        if error.code() in _ACCESS:
-            if not (self._settled or self._epoch.acked) and self._core is not None:
-                # Never accepted, so it won't be by waiting: what is queued fails now, not in two minutes.
-                self._refusal = error.str()
-                self._core.purge(in_flight=False, blocking=False)
+        if error.code() in _ACCESS and not (self._settled or self._epoch.acked) and self._core is not None:
+            # Never accepted, so it won't be by waiting: what is queued fails now, not in two minutes.
+            self._refusal = error.str()
+            self._core.purge(in_flight=False, blocking=False)
 
     def _explain(self, error: KafkaError, topic: str, key: bytes | None, size: int) -> LLMAgentOSError:
         """Why a send failed, for people."""
