@@ -1,0 +1,135 @@
+"""Checking a module before it is deployed: in a process of its own, so that its import can do no harm here.
+
+    python -m llmagentos.agents.checking DEPLOYMENT TARGET [--provision]
+
+The child prints one JSON object on stdout; what the module prints while it is imported goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from llmagentos.agents.deployment import Served
+from llmagentos.streams import errors
+from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
+from llmagentos.streams.settings import Settings
+
+__all__ = ["CHECK_S", "Checked", "check"]
+
+#: An import that takes longer than this does work of its own (it reads models, or calls the network).
+CHECK_S = 120.0
+
+
+class Checked:
+    """What a module turned out to hold.
+
+    Attributes:
+        version: of its source.
+        agents: what it serves.
+    """
+
+    def __init__(self, version: str, agents: list[Served]) -> None:
+        self.version = version
+        self.agents = agents
+
+
+def check(
+    name: str,
+    target: str,
+    *,
+    cwd: str,
+    environment: Mapping[str, str],
+    provision: bool = True,
+    timeout_s: float = CHECK_S,
+) -> Checked:
+    """Import *target* as a worker would, and make its topics and cards.
+
+    Args:
+        name: of the deployment.
+        provision: False only imports.
+
+    Raises:
+        DeploymentError: the import fails (with the module's traceback), takes too long, or has no agents; or
+            another deployment serves one of them.
+        LLMAgentOSError: what the child raised, as the same class: the broker is out of reach, a topic differs.
+    """
+    command = [sys.executable, "-m", "llmagentos.agents.checking", name, target]
+    try:
+        done = subprocess.run(
+            [*command, "--provision"] if provision else command,
+            cwd=cwd,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeploymentError(
+            f"{target} was still importing after {timeout_s:g} s" + _printed(error.stderr),
+            fix="do slow work in the handlers, or on their first message, rather than at import",
+        ) from error
+    try:
+        answer: dict[str, Any] = orjson.loads(done.stdout)
+    except orjson.JSONDecodeError:
+        raise DeploymentError(
+            f"{target} ended the process that imported it (exit status {done.returncode})" + _printed(done.stderr),
+            fix="a module must not end or kill its process at import",
+        ) from None
+    if "error" in answer:
+        kind = getattr(errors, answer["error"], DeploymentError)
+        raise kind(answer["what"], fix=answer["fix"], kept=answer["kept"])
+    return Checked(answer["version"], [Served.model_validate(agent) for agent in answer["agents"]])
+
+
+def _printed(output: bytes | str | None) -> str:
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+    return f"; it printed:\n{text.strip()[-4_000:]}" if text.strip() else ""
+
+
+def main() -> None:
+    """The child."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("deployment")
+    parser.add_argument("target")
+    parser.add_argument("--provision", action="store_true")
+    arguments = parser.parse_args()
+    answer = os.dup(1)  # before the module prints
+    os.dup2(2, 1)
+    from llmagentos.agents.loading import load
+
+    try:
+        loaded = load(arguments.target)
+        settings = Settings.load()
+        if arguments.provision:
+            from llmagentos.agents.provision import provision
+
+            provision(settings, arguments.deployment, loaded)
+        result: dict[str, Any] = {
+            "version": loaded.version,
+            "agents": [
+                {
+                    "name": agent.name,
+                    "topic": agent.topic or settings.topic(f"agent.{agent.name}"),
+                    "description": agent.description,
+                }
+                for agent in loaded.agents.values()
+            ],
+        }
+    except LLMAgentOSError as error:
+        result = {"error": type(error).__name__, "what": error.what, "fix": error.fix, "kept": error.kept}
+    with os.fdopen(answer, "wb") as stdout:
+        stdout.write(orjson.dumps(result))
+    sys.stdout.flush()
+    os._exit(0)  # a thread that the module left running must not hold us
+
+
+if __name__ == "__main__":
+    main()
