@@ -40,6 +40,10 @@ format: install ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs
+docs: install ## reference pages anew, from the code
+	@$(BIN)/python docs/generate.py
+
 .PHONY: bench
 bench: install ## one benchmark: make bench NAME=transport
 	@test -n "$(NAME)" || { echo "NAME is missing; there are:"; ls benchmarks | grep -oE '^[a-z]+' | sort -u; exit 2; }

@@ -102,6 +102,11 @@ class Worker:
         self._failure: BaseException | None = None
         self._inboxes: dict[str, Inbox] = {}
 
+    @property
+    def state(self) -> State:
+        """As in the status file."""
+        return self._status.state
+
     def stop(self) -> None:
         """Drain, commit, leave the group; :meth:`run` returns then."""
         self._stopping.set()

@@ -18,13 +18,16 @@ from llmagentos.streams.settings import Settings
 #: In the temporary folder; the number is the test run's process id.
 _HOME = "llmagentos-test-"
 
+#: What says where downloads and real data lie; all else would change what is tested.
+_KEPT = ("LLMAGENTOS_CACHE", "LLMAGENTOS_DATA", "LLMAGENTOS_KAFKA_JARS")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _environment() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
     """A developer's own settings don't reach the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("LLMAGENTOS_") and name not in ("LLMAGENTOS_CACHE", "LLMAGENTOS_KAFKA_JARS"):
+            if name.startswith("LLMAGENTOS_") and name not in _KEPT:
                 patch.delenv(name)
         yield
 
