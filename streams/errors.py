@@ -7,8 +7,10 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 +-- BrokerError                 the Kafka cluster is out of reach or refuses
 |   +-- TopicError              a topic is missing, or has other partitions than it must
 |   +-- AccessError             authentication failed, or an ACL denies
+|   +-- OffsetLost              records were deleted before the group handled them
 +-- SchemaError                 the registry is out of reach, or knows no such schema
 |   +-- IncompatibleSchema      a new version breaks readers of the old one
+|   +-- UnknownSchema           the registry was reached, and has no such id or subject
 +-- RecordError                 one record can't be decoded or is invalid; names its place
 |   +-- RecordTooLarge          one record is over the limit of its topic
 +-- DeliveryError               a record was not acknowledged by Kafka
@@ -76,12 +78,20 @@ class AccessError(BrokerError):
     """Authentication failed, or an ACL denies the operation."""
 
 
+class OffsetLost(BrokerError):
+    """Offsets that the group has not handled are no longer in the log."""
+
+
 class SchemaError(LLMAgentOSError):
     """The registry is out of reach, or knows no such schema."""
 
 
 class IncompatibleSchema(SchemaError):
     """A new version of a schema breaks readers or writers of an old one."""
+
+
+class UnknownSchema(SchemaError):
+    """The registry was reached, and has no schema of that id or subject."""
 
 
 class RecordError(LLMAgentOSError):

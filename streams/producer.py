@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, Self, cast
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
+from llmagentos.streams.admin import translate
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import (
     AccessError,
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 #: Librdkafka's own log repeats with every reconnect what its error callback says: off, unless someone asks for it.
 librdkafka_log = logging.getLogger(f"{__name__}.librdkafka")
-librdkafka_log.setLevel(logging.CRITICAL)
+librdkafka_log.setLevel(logging.CRITICAL + 1)
 
 #: The Kafka header that carries a message's id, so that duplicates are seen without decoding.
 MESSAGE_ID = "message-id"
@@ -65,22 +66,8 @@ FAIR_SENDS = 500
 #: Failures of one epoch that are kept whole; the others are counted.
 KEPT_FAILURES = 20
 
-#: What the broker or librdkafka says, as error of ours.
-_ACCESS = {
-    KafkaError._AUTHENTICATION,
-    KafkaError.SASL_AUTHENTICATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-}
-_TOPIC = {
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.TOPIC_EXCEPTION,
-}
-
-
-_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+#: Errors that the client does not get over by trying again, while it has never sent anything.
+_REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL}
 
 
 class Encoder(Protocol):
@@ -224,7 +211,7 @@ class Producer:
         self._look_at = 0  # `send` looks at the bounds again when `sent` is here
         self._look_at_bytes = 0
         self._trouble = ""  # the client's last complaint, for the text of a timeout
-        self._refusal = ""  # why the cluster lets this client send nothing
+        self._refusal: KafkaError | None = None  # why the cluster lets this client send nothing
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -496,45 +483,39 @@ class Producer:
         if error.str() != self._trouble:
             log.warning("Kafka: %s", error.str())
         self._trouble = error.str()
-        if error.code() in _ACCESS and not (self._settled or self._epoch.acked) and self._core is not None:
+        if error.code() in _REFUSED and not (self._settled or self._epoch.acked) and self._core is not None:
             # Never accepted, so it won't be by waiting: what is queued fails now, not in two minutes.
-            self._refusal = error.str()
+            self._refusal = error
             self._core.purge(in_flight=False, blocking=False)
 
     def _explain(self, error: KafkaError, topic: str, key: bytes | None, size: int) -> LLMAgentOSError:
         """Why a send failed, for people."""
-        place = f"a record of {size:,} bytes for topic {topic}"
+        place = f"send a record of {size:,} bytes to topic {topic}"
         if key:
             place += f", key {key.decode(errors='backslashreplace')}"
         code = error.code()
-        kept = "Kafka has not acknowledged it; earlier acknowledged records are kept"
+        kept = "Kafka has not acknowledged it; what was acknowledged before it is kept"
         if code == KafkaError.MSG_SIZE_TOO_LARGE:
             return RecordTooLarge(
-                f"{place}, is over the limit: {self.settings.max_message_bytes:,} bytes"
-                " (setting max_message_bytes), or less where the topic's max.message.bytes is lower",
+                f"can't {place}: the limit is {self.settings.max_message_bytes:,} bytes (setting max_message_bytes),"
+                " or less where the topic's max.message.bytes is lower",
                 cause="too-large",
                 fix="send a smaller body, or raise LLMAGENTOS_MAX_MESSAGE_BYTES and the topic's max.message.bytes",
             )
-        if code in _TOPIC:
-            return TopicError(
-                f"{place}: {error.str()}",
-                fix="an inbox is made by deploying its agent: `llmagentos deploy`",
-                kept=kept,
-            )
-        if code in _ACCESS or (code in _PURGED and self._refusal):
-            return AccessError(
-                f"{place}: {self._refusal if code in _PURGED else error.str()}",
-                fix="check LLMAGENTOS_SASL_USERNAME and _PASSWORD, and that an ACL lets this user write the topic",
-                kept=kept,
-            )
+        if code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT) and self._refusal is not None:
+            error = self._refusal
+        found = translate(error, self.settings, place, topic=topic, kept=kept)
+        if isinstance(found, AccessError | TopicError):
+            return found
         trouble = f"; the client's last complaint: {self._trouble}" if self._trouble else ""
         if code == KafkaError._MSG_TIMED_OUT:
             return DeliveryError(
-                f"{place}, was not acknowledged within {self.settings.delivery_timeout_s:g} s{trouble}",
+                f"can't {place}: not acknowledged within {self.settings.delivery_timeout_s:g} s"
+                f" (setting delivery_timeout_s){trouble}",
                 fix="see that the brokers run (`llmagentos status`), then send it again",
                 kept=kept,
             )
-        return DeliveryError(f"{place}: {error.str()}{trouble}", fix="send it again", kept=kept)
+        return DeliveryError(f"{found.what}{trouble}", fix="send it again", kept=kept)
 
 
 def _not_started(*_: Any) -> None:
