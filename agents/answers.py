@@ -63,9 +63,7 @@ class Answers:
     def _deliver(self, records: Sequence[confluent_kafka.Message]) -> None:
         for record in records:
             try:
-                answer = self._codec.message(
-                    record.value(), record.topic(), record.partition(), record.offset(), record.timestamp()[1]
-                )
+                answer = self._codec.read(record)
             except (RecordError, SchemaError) as error:
                 # It stays where it is, readable by `tail`; the asker's deadline ends the wait.
                 log.error("answer left unread: %s", error)

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError
+from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
@@ -53,8 +54,8 @@ def read_cards(settings: Settings, codec: Codec | None = None) -> dict[str, Card
             enable_partition_eof=True,
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
-            log_level=3,
         )
+        | {"logger": librdkafka_log}
     )
     try:
         known = consumer.list_topics(topic, timeout=READ_TIMEOUT_S).topics[topic]
@@ -72,9 +73,9 @@ def read_cards(settings: Settings, codec: Codec | None = None) -> dict[str, Card
                 )
             error = record.error()
             if error is not None:
-                if error.code() != confluent_kafka.KafkaError._PARTITION_EOF:  # noqa: SLF001
+                if error.code() != confluent_kafka.KafkaError._PARTITION_EOF:
                     raise BrokerError(f"{topic} can't be read: {error.str()}", fix="see `llmagentos doctor`")
-                ended.add(record.partition())
+                ended.add(record.partition() or 0)
                 continue
             name = (record.key() or b"").decode()
             value = record.value()

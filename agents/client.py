@@ -234,9 +234,7 @@ class Client:
     def _deliver(self, records: Sequence[confluent_kafka.Message]) -> None:
         for record in records:
             try:
-                message = self._codec.message(
-                    record.value(), record.topic(), record.partition(), record.offset(), record.timestamp()[1]
-                )
+                message = self._codec.read(record)
             except (RecordError, SchemaError) as error:
                 log.warning("a reply was left unread: %s", error)
                 continue

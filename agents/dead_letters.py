@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import confluent_kafka
@@ -30,7 +30,7 @@ class DeadLetters:
     """
 
     def __init__(
-        self, settings: Settings, producer: Producer, encode: Callable[[Mapping[str, Any]], bytes], *, worker: str
+        self, settings: Settings, producer: Producer, encode: Callable[[dict[str, Any]], bytes], *, worker: str
     ) -> None:
         self._settings = settings
         self._producer = producer

@@ -56,8 +56,10 @@ def reader(agent: Agent, codec: Codec) -> Callable[[confluent_kafka.Message], Me
             content = decode(raw)
             if agent.key is not None:
                 conversation = agent.key(key, content)
+            elif key:
+                conversation = key.decode() if isinstance(key, bytes) else key
             else:
-                conversation = key.decode() if key else f"{record.topic()}/{record.partition()}"
+                conversation = f"{record.topic()}/{record.partition()}"
         except (RecordError, SchemaError):
             raise
         except Exception as error:

@@ -76,6 +76,7 @@ class Room:
 class _Work:
     record: confluent_kafka.Message
     tp: TP
+    assignment: object  # what is left of an earlier one changes nothing
     size: int
     message: Message | None = None  # where it was decoded to find its lane
 
@@ -112,7 +113,7 @@ class Inbox:
         self._finish = finish
         self._answers_topic = answers_topic
         self._drain_timeout_s = drain_timeout_s
-        self._owned: set[TP] = set()
+        self.owned: dict[TP, object] = {}  # each with the token of its present assignment
         self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken)
 
     # -- what the transport calls
@@ -126,10 +127,11 @@ class Inbox:
         put = self.lanes.put
         take = self._room.take
         foreign = self.agent.topic is not None
+        assignment = self.owned.get(tp)
         for record in records:
             size = len(record)
             take(size)
-            work = _Work(record, tp, size)
+            work = _Work(record, tp, assignment, size)
             if foreign:
                 put(self._foreign_lane(work), work)
             else:
@@ -138,13 +140,14 @@ class Inbox:
 
     def assigned(self, tps: set[TP]) -> None:
         """These partitions are this worker's from now on."""
-        self._owned |= tps
+        self.owned |= {tp: object() for tp in tps}
 
     async def revoked(self, tps: set[TP]) -> None:
         """Forget what waits of these partitions, and let what runs end, within the drain timeout."""
         waiting = self.lanes.discard(lambda work: work.tp in tps)
         await self.lanes.settle(lambda work: work.tp in tps, self._drain_timeout_s)
-        self._owned -= tps
+        for tp in tps:
+            self.owned.pop(tp, None)
         for work in waiting:
             self._room.give(work.size)
         self._answers.unfollow(self._answers_topic, {tp.partition for tp in tps})
@@ -216,7 +219,7 @@ class Inbox:
                 if attempt >= agent.retries or isinstance(error, RecordError):
                     self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
                     return
-                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)  # noqa: S311
+                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
                 log.warning(
                     "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s: %s",
                     agent.name,
@@ -235,8 +238,8 @@ class Inbox:
         self._done(work)
 
     def _done(self, work: _Work) -> None:
-        if work.tp in self._owned:  # what ends after its partition was taken away changes nothing
-            self._finish(work.tp, work.record.offset())
+        if self.owned.get(work.tp) is work.assignment:
+            self._finish(work.tp, work.record.offset() or 0)
 
     def _bury(
         self,

@@ -61,7 +61,7 @@ def load(target: str) -> LoadedModule:
         module = _import_file(name, path) if target.endswith(".py") else importlib.import_module(name)
     except LLMAgentOSError as error:  # a wrong @agent: its text says where and what
         raise DeploymentError(f"{target} can't be loaded: {error.what}", fix=error.fix) from error
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's module raises is the user's to see
+    except (Exception, SystemExit) as error:
         raise DeploymentError(
             f"{target} failed to import:\n{_users_traceback(error)}",
             fix="mend the module; what is deployed now keeps running",

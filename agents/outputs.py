@@ -23,10 +23,10 @@ class Outputs:
     """Builds and sends what an agent says while it handles a message.
 
     Args:
-        encode: a message's record to Confluent wire bytes.
+        encode: a message to Confluent wire bytes.
     """
 
-    def __init__(self, settings: Settings, producer: Producer, encode: Callable[[Mapping[str, Any]], bytes]) -> None:
+    def __init__(self, settings: Settings, producer: Producer, encode: Callable[[Message], bytes]) -> None:
         self.settings = settings
         self.producer = producer
         self._encode = encode
@@ -102,7 +102,7 @@ class Outputs:
         self._send(message, self._replies, message.conversation_id, -1)
 
     def _send(self, message: Message, topic: str, key: str, partition: int) -> None:
-        value = self._encode(message.record)
+        value = self._encode(message)
         if len(value) > self._limit:
             raise RecordTooLarge(
                 f"{message.type} of agent {message.sender!r} to {topic} is {len(value):,} bytes in conversation"

@@ -21,9 +21,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-import confluent_kafka
 import faust
 from faust.types import TP
 from yarl import URL
@@ -37,10 +36,11 @@ from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.outputs import Outputs
 from llmagentos.streams.endpoints import brokers
 from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
-from llmagentos.streams.message import Message
+from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.transport import attach, configure
+from llmagentos.streams.transport.consumer import Consumer
 from llmagentos.streams.wire import Codec
 
 __all__ = ["EXIT_CRASHED", "EXIT_REFUSED", "EXIT_UNLOADABLE", "Status", "Worker", "read_status"]
@@ -127,16 +127,16 @@ class Worker:
         answers = Answers(settings, codec, name=self.name)
         status: asyncio.Task[None] | None = None
         try:
-            # Faust makes consumer and producer on first use; ours wrap them, so they are made here.
-            producer = app.producer.core
-            outputs = Outputs(settings, producer, codec)
+            await app.maybe_start_producer()
+            producer: Producer = cast(Any, app.producer).core
+            outputs = Outputs(settings, producer, codec.encode)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
             for agent in self.loaded.agents.values():
                 topic = agent.topic or settings.topic(f"agent.{agent.name}")
                 inbox = self._inboxes[agent.name] = _ReportingInbox(
                     agent,
-                    decode=_message_reader(codec) if agent.topic is None else reader(agent, codec),
+                    decode=codec.read if agent.topic is None else reader(agent, codec),
                     outputs=outputs,
                     answers=answers,
                     dead_letters=dead_letters,
@@ -148,8 +148,8 @@ class Worker:
                     owned_changed=self._owned_changed,
                 )
                 attach(app, topic, inbox)
+            self._consumer = cast(Consumer, app.consumer)
             await app.maybe_start()
-            self._finish_offset = app.consumer.finish
             self._event = lambda kind, **detail: producer.produce(
                 settings.topic("events"),
                 encode_event(
@@ -212,10 +212,10 @@ class Worker:
         await asyncio.gather(stopping, crashed, return_exceptions=True)
 
     def _finish(self, tp: TP, offset: int) -> None:
-        self._finish_offset(tp, offset)
+        self._consumer.finish(tp, offset)
 
     def _room_returned(self) -> None:
-        self.app.consumer.wake()
+        self._consumer.wake()
 
     def _broken(self, error: BaseException) -> None:
         """A defect of ours, or a send that failed: nothing may be committed past it, so the worker ends."""
@@ -231,7 +231,7 @@ class Worker:
 
     async def _report(self) -> None:
         """Keep the status file true: at once when joined or rebalanced, and now and then."""
-        consumer = self.app.consumer
+        consumer = self._consumer
         last: tuple[State, list[str]] | None = None
         written = 0.0
         while True:
@@ -268,15 +268,6 @@ class _ReportingInbox(Inbox):
     async def revoked(self, tps: set[TP]) -> None:
         await super().revoked(tps)
         self._owned_changed("revoked", tps)
-
-
-def _message_reader(codec: Codec) -> Any:
-    decode = codec.message
-
-    def read(record: confluent_kafka.Message) -> Message:
-        return decode(record.value(), record.topic(), record.partition(), record.offset(), record.timestamp()[1])
-
-    return read
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError, TopicError
+from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
 
 __all__ = ["Follower"]
@@ -57,8 +58,8 @@ class Follower:
                 fetch_wait_max_ms=100,
                 fetch_queue_backoff_ms=5,
                 allow_auto_create_topics=False,
-                log_level=3,
             )
+            | {"logger": librdkafka_log}
         )
         self._followed: dict[tuple[str, int], asyncio.Task[int]] = {}
         self._stopping = threading.Event()
@@ -111,7 +112,7 @@ class Follower:
                 KafkaError.UNKNOWN_TOPIC_OR_PART,
                 KafkaError._UNKNOWN_PARTITION,
                 KafkaError._UNKNOWN_TOPIC,
-            ):  # noqa: SLF001, E501
+            ):
                 raise TopicError(
                     f"{topic} has no partition {partition} to follow",
                     fix="deploy the agent whose topic it is; `llmagentos topics` lists what there is",

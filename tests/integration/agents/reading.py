@@ -11,6 +11,7 @@ import confluent_kafka
 from confluent_kafka import TopicPartition
 
 from llmagentos.streams.endpoints import client_config
+from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
@@ -46,7 +47,8 @@ def _read(
     settings: Settings, topic: str, count: int, wanted: Callable[[bytes], bool], deadline_s: float
 ) -> list[confluent_kafka.Message]:
     consumer = confluent_kafka.Consumer(
-        client_config(settings, group_id=f"{settings.prefix}reading", enable_auto_commit=False, log_level=3)
+        client_config(settings, group_id=f"{settings.prefix}reading", enable_auto_commit=False)
+        | {"logger": librdkafka_log}
     )
     try:
         partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
