@@ -326,9 +326,10 @@ class Producer:
         while True:
             try:
                 if headers is None:
-                    self._produce(topic, value, key, partition, report, timestamp_ms)
+                    self._produce(topic, value, key, partition, report, None, timestamp_ms)
                 else:
-                    self._produce(topic, value, key, partition, report, timestamp_ms, headers)
+                    # By position, as names cost time: `callback`, then its second name `on_delivery`.
+                    self._produce(topic, value, key, partition, report, None, timestamp_ms, headers)
                 break
             except BufferError:
                 assert self._core is not None
