@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -33,11 +34,13 @@ class Checked:
     Attributes:
         version: of its source.
         agents: what it serves.
+        folders: of its source and of the sources beside it that it imports.
     """
 
-    def __init__(self, version: str, agents: list[Served]) -> None:
+    def __init__(self, version: str, agents: list[Served], folders: list[Path]) -> None:
         self.version = version
         self.agents = agents
+        self.folders = folders
 
 
 def check(
@@ -86,12 +89,23 @@ def check(
     if "error" in answer:
         kind = getattr(errors, answer["error"], DeploymentError)
         raise kind(answer["what"], fix=answer["fix"], kept=answer["kept"])
-    return Checked(answer["version"], [Served.model_validate(agent) for agent in answer["agents"]])
+    return Checked(
+        answer["version"],
+        [Served.model_validate(agent) for agent in answer["agents"]],
+        [Path(folder) for folder in answer["folders"]],
+    )
 
 
 def _printed(output: bytes | str | None) -> str:
     text = output.decode(errors="replace") if isinstance(output, bytes) else output or ""
     return f"; it printed:\n{text.strip()[-4_000:]}" if text.strip() else ""
+
+
+def _folders(root: Path) -> set[Path]:
+    """The folders, from *root* down, of what is imported; what was installed is not the user's to edit."""
+    files = (Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None)))
+    below = {file.parent for file in files if file.suffix == ".py" and file.is_relative_to(root)}
+    return {root} | {folder for folder in below if not {"site-packages", "dist-packages"} & set(folder.parts)}
 
 
 def main() -> None:
@@ -122,6 +136,7 @@ def main() -> None:
                 }
                 for agent in loaded.agents.values()
             ],
+            "folders": sorted(str(folder) for folder in _folders(loaded.path.parent)),
         }
     except LLMAgentOSError as error:
         result = {"error": type(error).__name__, "what": error.what, "fix": error.fix, "kept": error.kept}

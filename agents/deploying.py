@@ -142,9 +142,10 @@ def deploy(
             owner=owner,
             created_at=before.created_at if before is not None else time.time(),
         )
-        if before is not None and before.owner is None and owner is not None:
+        if before is not None and before.owner != owner and (before.owner is None or before.owner.alive()):
+            by = f"by a `dev` session (process {before.owner.pid})" if before.owner is not None else "already"
             raise DeploymentError(
-                f"{name} is deployed already, from {before.target}",
+                f"{name} is deployed {by}, from {before.target}",
                 fix=f"`llmagentos undeploy {name}` first, or give this one another --name",
                 kept=f"{name} goes on as it is",
             )

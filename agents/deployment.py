@@ -128,11 +128,11 @@ class WorkerRecord(_Record):
 
     Attributes:
         index: names its files. The lowest that is free, so that a roll-out of N workers needs N + 1 of them.
-        state: waiting (for its next start, after a crash) and failed (will not be started again) have no process.
+        state: waiting (for its next start, after a crash) and failed (it can't start as it is) have no process.
         restarts: since it was first started.
         crashes: in a row; sets the wait before the next start.
         since: when it entered its state, seconds since the epoch.
-        due: when a waiting one starts again, and a draining one is killed.
+        due: when one without a process starts again, and a draining one is killed; 0: not.
         reason: why it ended the last time, with what it printed.
     """
 

@@ -36,7 +36,8 @@ from llmagentos.streams.errors import DeploymentError
 
 __all__ = ["EXIT_IMPORT", "EXIT_REFUSED", "Supervisor", "main"]
 
-#: A worker's exit status: its module failed to import, or it refused to start. Trying again changes neither.
+#: A worker's exit status: its module failed to import, and trying again changes nothing; or it refused to start,
+#: and somebody may mend what it refused (a topic, an ACL), so that it is tried again at the longest wait.
 EXIT_IMPORT, EXIT_REFUSED = 3, 4
 
 #: Wait before a crashed worker starts again: doubled with each crash in a row, up to the most, times a random
@@ -280,9 +281,13 @@ class Supervisor:
             log.info("%s worker %d: left (%s)", name, worker.index, how)
             return
         worker.since = now
-        if status in (EXIT_IMPORT, EXIT_REFUSED):
+        if status == EXIT_IMPORT:
             worker.state = "failed"
             log.error("%s worker %d: %s; it is not started again", name, worker.index, how)
+            return
+        if status == EXIT_REFUSED and not ran_s:
+            worker.state, worker.due = "failed", now + BACKOFF_MAX_S * random.uniform(0.5, 1.5)
+            log.error("%s worker %d: %s; tried again in %.0f s", name, worker.index, how, worker.due - now)
             return
         worker.crashes = 1 if ran_s >= RAN_WELL_S else worker.crashes + 1
         wait_s = min(BACKOFF_S * 2 ** (min(worker.crashes, 32) - 1), BACKOFF_MAX_S) * random.uniform(0.5, 1.5)
@@ -327,7 +332,7 @@ class Supervisor:
                 self._tell_to_leave(name, worker, wanted)
 
         for worker in new:
-            if worker.state == "waiting" and time.time() >= worker.due:
+            if worker.state in ("waiting", "failed") and worker.due and time.time() >= worker.due:
                 worker.restarts += 1
                 self._start(wanted, worker)
 
