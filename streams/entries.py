@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -144,9 +145,10 @@ class Decoder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pool = ThreadPoolExecutor(1, "registry")
-        self._opening = self._pool.submit(_open, settings)
+        self._opening: Future[Codec] = Future()
         self._codec: Codec | None = None
+        # A daemon: where the topics turn out to be out of reach, nobody waits for the registry too.
+        threading.Thread(target=self._open, name="registry", daemon=True).start()
         self._messages = tuple(settings.topic(kind) for kind in ("agent.", "answers.", "replies"))
         self._others = tuple(settings.topic(kind) for kind in ("dead.", "cards", "events"))
 
@@ -155,7 +157,6 @@ class Decoder:
         """The codec, once the registry is reached."""
         if self._codec is None:
             self._codec = self._opening.result()
-            self._pool.shutdown()
         return self._codec
 
     def entry(self, kafka: KafkaMessage) -> Entry:
@@ -190,12 +191,14 @@ class Decoder:
                 entry.message = None
         return entry
 
+    def _open(self) -> None:
+        from llmagentos.streams.registry import open_registry
+        from llmagentos.streams.wire import Codec
 
-def _open(settings: Settings) -> Codec:
-    from llmagentos.streams.registry import open_registry
-    from llmagentos.streams.wire import Codec
-
-    codec = Codec(open_registry(settings))
-    with suppress(LLMAgentOSError):  # then the first record that needs a schema says so
-        codec.registry.subjects()  # reads what there is, while the topics are looked up
-    return codec
+        try:
+            codec = Codec(open_registry(self._settings))
+            with suppress(LLMAgentOSError):  # then the first record that needs a schema says so
+                codec.registry.subjects()  # reads what there is, while the topics are looked up
+            self._opening.set_result(codec)
+        except BaseException as error:  # noqa: BLE001 - whoever asks for the codec gets it
+            self._opening.set_exception(error)

@@ -78,7 +78,7 @@ class Where:
             return bool(self._evaluator.eval(self.expression, previously_parsed=self._parsed))
         except Exception as error:  # noqa: BLE001 - whatever the expression does with this record
             self.failed += 1
-            self.reason = self.reason or f"{type(error).__name__}: {error}"
+            self.reason = self.reason or str(error).replace(f" in expression '{self.expression}'", "")
             return False
 
     def _wrong(self, why: str, at: int) -> InputError:
