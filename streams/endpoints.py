@@ -18,7 +18,7 @@ ENDPOINTS_FILE = "endpoints.json"
 def _of_node(home: Path, key: str) -> str:
     try:
         return json.loads((home / ENDPOINTS_FILE).read_text(encoding="utf-8"))[key]
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError):  # a node may have only one of the two, as the settings name the other
         raise BrokerError(
             f"no {key} known: LLMAGENTOS_{key.upper()} is not set, and no local node runs in {home}",
             fix=f"start one with `llmagentos up`, or set LLMAGENTOS_{key.upper()}",

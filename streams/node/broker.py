@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node.process import Daemon
 
-__all__ = ["Broker", "properties"]
+__all__ = ["LEAST_FREE_MB", "Broker", "properties"]
 
 #: Bounds the broker's memory. 100k messages need under 100 MB of it; the log cleaner's map is most of the rest.
 _JVM = (
@@ -31,6 +32,19 @@ _FAILOVER = {
     "controller.quorum.fetch.timeout.ms": "1500",
     "controller.quorum.election.timeout.ms": "500",
     "replica.lag.time.max.ms": "5000",
+}
+
+
+#: A broker that can't write ends, so starting it with less is no use: its segments' indexes alone take some.
+LEAST_FREE_MB = 64
+
+#: What a broker that ended by itself may have said last, and what it means.
+_SIGNS = {
+    "No space left on device": "its disk was full",
+    "Address already in use": "its port was taken",
+    "OutOfMemoryError": "it ran out of memory",
+    "doesn't match stored clusterId": "its data is of another cluster",
+    "Stored node id": "its data is of another broker",
 }
 
 
@@ -92,6 +106,18 @@ class Broker:
                 return value.strip()
         return None
 
+    def ended_because(self) -> str:
+        """Why it does not run, as far as its disk and its log tell."""
+        folder = self.data if self.data.exists() else self.home
+        free_mb = shutil.disk_usage(folder).free // 2**20
+        if free_mb < LEAST_FREE_MB:
+            return f"it ended: the disk of {folder} is full ({free_mb} MiB are free)"
+        said = _end_of(self.log_file) + _end_of(self.daemon.log)
+        for sign, meaning in _SIGNS.items():
+            if sign in said:
+                return f"it ended: {meaning}"
+        return "it ended, and its log does not say why (killed?)"
+
     def write_config(self, settings: Mapping[str, str]) -> None:
         """Write its properties."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +161,15 @@ class Broker:
         return [f"-Dlog4j.configuration={settings}", f"-Dnode.log={self.log_file}"]
 
 
+def _end_of(log: Path, size: int = 32_768) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def classpath(jars: Sequence[Path]) -> str:
     """As Java's -cp takes it."""
     return os.pathsep.join(str(jar) for jar in jars)
@@ -148,11 +183,11 @@ def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str
         "process.roles": "broker,controller",
         "node.id": str(broker.number),
         "controller.quorum.voters": ",".join(f"{b.number}@127.0.0.1:{b.controller_port}" for b in voters),
-        "listeners": f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker.port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": f"CLIENTS://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}",
+        "advertised.listeners": f"CLIENTS://127.0.0.1:{broker.port}",
+        "listener.security.protocol.map": "CLIENTS:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
-        "inter.broker.listener.name": "PLAINTEXT",
+        "inter.broker.listener.name": "CLIENTS",
         "log.dirs": str(broker.data),
         # Nothing is created by a misspelt name; ensure_topics() creates what is meant.
         "auto.create.topics.enable": "false",

@@ -12,14 +12,15 @@ from pathlib import Path
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node.jars import Progress
 
-__all__ = ["OLDEST", "Java", "find", "installed"]
+__all__ = ["HOW", "OLDEST", "Java", "find", "installed"]
 
 #: Kafka 4 brokers need this one (KIP-1013).
 OLDEST = 17
 #: What is fetched where none is found: a long-term release, which Kafka 4.4 is tested with.
 _FETCHED = "21"
 
-_HOW = (
+#: To a person who has none.
+HOW = (
     f"install Java {OLDEST} or newer (Debian and Ubuntu: `apt install openjdk-17-jre-headless`; macOS: "
     "`brew install openjdk`) and put `java` on the PATH, or set JAVA_HOME"
 )
@@ -73,7 +74,7 @@ def _fetch(cache: Path, seen: str) -> Java:
     except (cjdk.CjdkError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise NodeError(
-            f"Kafka needs Java {OLDEST} or newer: {seen}; fetching Java {_FETCHED} failed: {reason}", fix=_HOW
+            f"Kafka needs Java {OLDEST} or newer: {seen}; fetching Java {_FETCHED} failed: {reason}", fix=HOW
         ) from error
     return Java(home / "bin" / "java", int(_FETCHED))
 

@@ -7,7 +7,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from confluent_kafka.admin import AdminClient
 from llmagentos.streams.endpoints import ENDPOINTS_FILE
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node import java, ports
-from llmagentos.streams.node.broker import Broker, properties
+from llmagentos.streams.node.broker import LEAST_FREE_MB, Broker, properties
 from llmagentos.streams.node.jars import Progress, fetch, missing, read_list
+from llmagentos.streams.node.process import Daemon
 from llmagentos.streams.node.state import State, new_cluster_id, write_whole
 from llmagentos.streams.node.valkey import Valkey
 from llmagentos.streams.settings import Settings
@@ -32,8 +33,6 @@ KAFKA_VERSION = "4.4.0"
 _START_TIMEOUT_S = 120.0
 #: A broker closes its logs; with three, the last finds no controller and gives up by itself.
 _STOP_TIMEOUT_S = 30.0
-#: A broker that can't write this much ends, so starting it is no use.
-_LEAST_FREE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +99,22 @@ class Node:
     @property
     def brokers(self) -> str:
         """Kafka's bootstrap.servers; raises NodeError before the first start."""
-        return _bootstrap(self._known())
+        return _bootstrap(self._brokers(self._known(), local=False))
 
     @property
     def redis(self) -> str:
         """Redis' URL; raises NodeError before the first start."""
-        return self._valkey(self._known()).url
+        return self._valkeys(self._known(), local=False)[0].url
+
+    @property
+    def jars_folder(self) -> Path:
+        """Where the broker's jars are, or will be."""
+        return (self.settings.kafka_jars or self.settings.cache / "jars" / f"kafka-{KAFKA_VERSION}").absolute()
+
+    @property
+    def logs(self) -> Path:
+        """The folder of its logs."""
+        return self.home / "logs"
 
     def up(self, nodes: int | None = None, *, port: int | None = None, progress: Progress | None = None) -> Status:
         """Start what does not run yet, and return when Kafka and Redis serve clients.
@@ -119,25 +128,35 @@ class Node:
             NodeError: it can't be started; says why, and what to do.
         """
         say = progress or _silent
+        if self.settings.brokers and self.settings.redis:
+            raise NodeError(
+                f"there is nothing to start: the settings name Kafka at {self.settings.brokers} "
+                "and Redis by LLMAGENTOS_REDIS",
+                fix="`llmagentos doctor` looks whether they answer; unset LLMAGENTOS_BROKERS and LLMAGENTOS_REDIS "
+                "for a local node",
+            )
         with self._locked():
             state = self._plan(nodes, port, say)
-            valkey, brokers = self._valkey(state), self._brokers(state)
+            brokers, valkeys = self._brokers(state), self._valkeys(state)
             dead = [broker for broker in brokers if not broker.daemon.process()]
-            started = [part.daemon for part in (*dead, *([] if valkey.daemon.process() else [valkey]))]
+            cold = [valkey for valkey in valkeys if not valkey.daemon.process()]
             try:
                 if dead:
                     self._start(dead, brokers, state, say)
-                if valkey.daemon in started:
+                for valkey in cold:
                     say("starting Redis", 0, 0)
                     valkey.start()
-                valkey.wait(_START_TIMEOUT_S)
-                self._wait(brokers, state)
-            except BaseException:  # an interrupt too: what did run before goes on, what this call started does not
-                for daemon in started:
-                    daemon.stop(_STOP_TIMEOUT_S)
+                for valkey in valkeys:
+                    valkey.wait(_START_TIMEOUT_S)
+                self._wait(brokers)
+            except BaseException:  # an interrupt too: what ran before goes on, what this call started does not
+                for part in (*dead, *cold):
+                    part.daemon.stop(_STOP_TIMEOUT_S)
                 raise
-            content = {"brokers": _bootstrap(state), "redis": valkey.url}
-            write_whole(self.home / ENDPOINTS_FILE, json.dumps(content) + "\n")
+            endpoints = {"brokers": _bootstrap(brokers)} if brokers else {}
+            if valkeys:
+                endpoints["redis"] = valkeys[0].url
+            write_whole(self.home / ENDPOINTS_FILE, json.dumps(endpoints) + "\n")
         return self.status()
 
     def down(self, progress: Progress | None = None) -> bool:
@@ -147,20 +166,25 @@ class Node:
             NodeError: a process can't be stopped.
         """
         say = progress or _silent
-        if not self.home.exists():
+        state = State.load(self.home)
+        if state is None:
             return False
         with self._locked():
-            daemons = [part.daemon for part in (*self._all_brokers(), self._valkey(State.load(self.home)))]
-            running = [daemon for daemon in daemons if daemon.process()]
+            parts = (*self._brokers(state, local=False), *self._valkeys(state, local=False))
+            running = [part.daemon for part in parts if part.daemon.process()]
             (self.home / ENDPOINTS_FILE).unlink(missing_ok=True)
             for daemon in running:  # all at once: three brokers that go one by one wait for each other
                 say(f"stopping {daemon.name}", 0, 0)
                 daemon.terminate()
             deadline = time.monotonic() + _STOP_TIMEOUT_S
-            for daemon in daemons:
+            for daemon in running:
                 if not daemon.stop(max(0.1, deadline - time.monotonic())):
-                    raise NodeError(f"{daemon.name} can't be stopped", fix=f"end it by hand; see {daemon.pid_file}")
-        shutil.rmtree(self.home / "run", ignore_errors=True)
+                    raise NodeError(
+                        f"{daemon.name} can't be stopped",
+                        kept=f"the data, in {self.home}",
+                        fix=f"end the process that {daemon.pid_file} names by hand",
+                    )
+            shutil.rmtree(self.home / "run", ignore_errors=True)
         return bool(running)
 
     def status(self) -> Status:
@@ -168,20 +192,24 @@ class Node:
         state = State.load(self.home)
         if state is None:
             return Status(self.home, "stopped")
-        valkey = self._valkey(state)
-        alive = self._metadata(state)
-        parts = [
-            _part(b.daemon, b.port, None if b.number in alive else "it does not answer") for b in self._brokers(state)
-        ]
-        parts.append(_part(valkey.daemon, valkey.port, valkey.trouble()))
+        brokers, valkeys = self._brokers(state), self._valkeys(state)
         wanted = (self.home / ENDPOINTS_FILE).exists()
-        if all(part.answers for part in parts):
+        alive = self._alive(brokers)
+        parts = [
+            _part(
+                b.daemon, b.port, "" if b.number in alive else "it does not answer", b.ended_because if wanted else None
+            )
+            for b in brokers
+        ]
+        parts += [_part(v.daemon, v.port, v.trouble() or "") for v in valkeys]
+        if wanted and all(part.answers for part in parts):
             word = "running"
         elif wanted or any(part.running for part in parts):
             word = "degraded"
         else:
             word = "stopped"
-        return Status(self.home, word, state.cluster_id, _bootstrap(state), valkey.url, tuple(parts))
+        redis_url = valkeys[0].url if valkeys else None
+        return Status(self.home, word, state.cluster_id, _bootstrap(brokers) or None, redis_url, tuple(parts))
 
     def jars(self, progress: Progress | None = None) -> list[Path]:
         """The broker's jars: LLMAGENTOS_KAFKA_JARS', or fetched once into the cache.
@@ -190,10 +218,9 @@ class Node:
             NodeError: they can't be fetched, or that folder lacks some.
         """
         wanted = read_list(Path(__file__).with_name("jars.txt"))
-        given = self.settings.kafka_jars
-        if given is None:
-            return fetch(wanted, self.settings.cache / "jars" / f"kafka-{KAFKA_VERSION}", progress)
-        folder = given.absolute()
+        folder = self.jars_folder
+        if self.settings.kafka_jars is None:
+            return fetch(wanted, folder, progress)
         lacking = missing(wanted, folder)
         if lacking:
             names = ", ".join(jar.file_name for jar in lacking[:5]) + (" ..." if len(lacking) > 5 else "")
@@ -212,33 +239,29 @@ class Node:
             raise NodeError(f"no node was ever started in {self.home}", fix="start one with `llmagentos up`")
         return state
 
-    def _brokers(self, state: State) -> list[Broker]:
+    def _brokers(self, state: State, *, local: bool = True) -> list[Broker]:
+        """Of the data folder; with *local* none where the settings name a Kafka elsewhere."""
+        if local and self.settings.brokers:
+            return []
         pairs = zip(state.ports, state.controller_ports, strict=True)
         return [Broker(number, self.home, *pair) for number, pair in enumerate(pairs, 1)]
 
-    def _all_brokers(self) -> list[Broker]:
-        state = State.load(self.home)
-        return self._brokers(state) if state else []
+    def _valkeys(self, state: State, *, local: bool = True) -> list[Valkey]:
+        """One, or with *local* none where the settings name a Redis elsewhere."""
+        return [] if local and self.settings.redis else [Valkey(self.home, state.redis_port)]
 
-    def _valkey(self, state: State | None) -> Valkey:
-        return Valkey(self.home, state.redis_port if state else 0)
-
-    def _metadata(self, state: State, timeout_s: float = 1.0) -> set[int]:
-        """The numbers of the brokers that the cluster has now; empty where none answers."""
-        if not any(broker.daemon.process() for broker in self._brokers(state)):
+    def _alive(self, brokers: Sequence[Broker], timeout_s: float = 1.0) -> set[int]:
+        """The numbers of those of *brokers* that the cluster has now; empty where none answers."""
+        if not any(broker.daemon.process() for broker in brokers):
             return set()
-        # Security of a test's broker apart, this is a plain loopback listener.
-        client = AdminClient(
-            {
-                "bootstrap.servers": _bootstrap(state),
-                "log_level": 0,
-                "reconnect.backoff.ms": 20,
-                "reconnect.backoff.max.ms": 100,
-                **self.settings.security(),
-            }
-        )
+        config = {
+            "bootstrap.servers": _bootstrap(brokers),
+            "log_level": 0,
+            "reconnect.backoff.ms": 20,
+            "reconnect.backoff.max.ms": 100,
+        }
         try:
-            return set(client.list_topics(timeout=timeout_s).brokers)
+            return set(AdminClient(config | self.settings.security()).list_topics(timeout=timeout_s).brokers)
         except KafkaException:
             return set()
 
@@ -289,7 +312,9 @@ class Node:
                     fix="`llmagentos down` first",
                 )
             state = replace(state, ports=(port, *state.ports[1:]), fixed=True)
-        self._same_cluster(state)
+        foreign = self.foreign_data(state)
+        if foreign is not None:
+            raise foreign
         state = self._settle_ports(state, say)
         state.save(self.home)
         return state
@@ -298,20 +323,22 @@ class Node:
         """Of data whose node.json is lost."""
         return Broker(1, self.home, 0, 0).cluster_id()
 
-    def _same_cluster(self, state: State) -> None:
+    def foreign_data(self, state: State) -> NodeError | None:
+        """What to say where the data folder holds another cluster's data; None where it doesn't."""
         for broker in self._brokers(state):
             found = broker.cluster_id()
             if found not in (None, state.cluster_id):
-                raise NodeError(
+                return NodeError(
                     f"{broker.data} holds the data of another cluster: its meta.properties says {found}, "
                     f"but the node in {self.home} is {state.cluster_id}",
                     kept="both, untouched; nothing was started",
                     fix="put the right folder back, or start with another one: `llmagentos up --data DIR`",
                 )
+        return None
 
     def _settle_ports(self, state: State, say: Progress) -> State:
         """Give every part that has to start a port that is free."""
-        brokers, valkey = self._brokers(state), self._valkey(state)
+        brokers, valkeys = self._brokers(state), self._valkeys(state)
         known = {*state.ports, *state.controller_ports, state.redis_port}
         client_ports, controller_ports, redis_port = list(state.ports), list(state.controller_ports), state.redis_port
         for index, broker in enumerate(brokers):
@@ -327,17 +354,17 @@ class Node:
                 client_ports[index] = _instead(broker.port, known, broker.daemon.name, say)
             if not ports.is_free(broker.controller_port):
                 controller_ports[index] = _instead(broker.controller_port, known, "Kafka's controller", say)
-        if not valkey.daemon.process() and not ports.is_free(redis_port):
+        if any(not valkey.daemon.process() for valkey in valkeys) and not ports.is_free(redis_port):
             redis_port = _instead(redis_port, known, "Redis", say)
         return replace(
             state, ports=tuple(client_ports), controller_ports=tuple(controller_ports), redis_port=redis_port
         )
 
     def _room(self) -> None:
-        free = shutil.disk_usage(self.home).free
-        if free < _LEAST_FREE_BYTES:
+        free_mb = shutil.disk_usage(self.home).free // 2**20
+        if free_mb < LEAST_FREE_MB:
             raise NodeError(
-                f"the disk of {self.home} is full: {free // 2**20} MiB are free",
+                f"the disk of {self.home} is full: {free_mb} MiB are free, {LEAST_FREE_MB} are needed to start",
                 kept="everything that Kafka acknowledged is in the data folder",
                 fix="free some space and run `llmagentos up` again",
             )
@@ -354,39 +381,38 @@ class Node:
             say(f"starting {broker.daemon.name}", 0, 0)
             broker.start(runtime, jars, self.jvm_options)
 
-    def _wait(self, brokers: Sequence[Broker], state: State) -> None:
+    def _wait(self, brokers: Sequence[Broker]) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
         wanted = {broker.number for broker in brokers}
-        while (alive := self._metadata(state, timeout_s=0.5)) != wanted:
+        while (alive := self._alive(brokers, timeout_s=0.5)) != wanted:
             for broker in brokers:
                 if broker.daemon.exited():
-                    raise self._failed(broker, "ended at its start")
+                    raise self._failed(broker, broker.ended_because())
                 if time.monotonic() > deadline and broker.number not in alive:
-                    raise self._failed(broker, f"does not answer after {_START_TIMEOUT_S:.0f} s")
+                    raise self._failed(broker, f"it does not answer after {_START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
 
     def _failed(self, broker: Broker, happened: str) -> NodeError:
+        daemon = broker.daemon
+        said = daemon.tail()
         return NodeError(
-            f"{broker.daemon.name} {happened}; the end of {broker.daemon.log}:\n{broker.daemon.tail()}",
+            f"{daemon.name} could not be started: {happened}" + (f"\nthe end of {daemon.log}:\n{said}" if said else ""),
             kept=f"its data, in {broker.data}",
             fix=f"`llmagentos doctor` looks for the cause; more is in {broker.log_file}",
         )
 
 
-def _part(daemon: object, port: int, trouble: str | None) -> Part:
-    from llmagentos.streams.node.process import Daemon
-
-    assert isinstance(daemon, Daemon)
+def _part(daemon: Daemon, port: int, trouble: str, ended_because: Callable[[], str] | None = None) -> Part:
     process = daemon.process()
     if process is None:
-        return Part(daemon.name, False, False, "it does not run", port=port)
+        return Part(daemon.name, False, False, ended_because() if ended_because else "it does not run", port=port)
     try:
         with process.oneshot():
             rss_mb = process.memory_info().rss / 2**20
             up_s = time.time() - process.create_time()
     except psutil.NoSuchProcess:
         return Part(daemon.name, False, False, "it has just ended", port=port)
-    return Part(daemon.name, True, trouble is None, trouble or "", process.pid, port, round(rss_mb, 1), round(up_s, 1))
+    return Part(daemon.name, True, not trouble, trouble, process.pid, port, round(rss_mb, 1), round(up_s, 1))
 
 
 def _instead(port: int, known: set[int], name: str, say: Progress) -> int:
@@ -396,8 +422,8 @@ def _instead(port: int, known: set[int], name: str, say: Progress) -> int:
     return other
 
 
-def _bootstrap(state: State) -> str:
-    return ",".join(f"127.0.0.1:{port}" for port in state.ports)
+def _bootstrap(brokers: Sequence[Broker]) -> str:
+    return ",".join(f"127.0.0.1:{broker.port}" for broker in brokers)
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -100,15 +101,14 @@ class Valkey:
         self.config_file.write_text(f"# Written by `llmagentos up` at every start.\n{lines}", encoding="utf-8")
         self.daemon.start([binary(), self.config_file])
 
-    def answers(self) -> bool:
-        """Whether it takes commands."""
-        return self.trouble() is None
-
     def trouble(self) -> str | None:
         """Why it does not take commands (it may still be loading its file), or None if it does."""
         client = redis.Redis(port=self.port, socket_timeout=1.0, socket_connect_timeout=1.0)
         try:
-            client.ping()
+            persistence: Any = client.info("persistence")
+            if persistence.get("aof_last_write_status") != "ok":
+                free_mb = shutil.disk_usage(self.folder).free // 2**20
+                return f"it refuses writes: it can't write to {self.folder} ({free_mb} MiB are free)"
         except (redis.RedisError, OSError) as error:
             return str(error)
         finally:
