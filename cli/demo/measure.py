@@ -108,7 +108,9 @@ def pieces(source: str) -> list[Piece]:
         elif shared:  # its line went with the statement before
             rest = "\n".join(lines[end:last])
             if rest:
-                loose.append(rest) if loose else found.__setitem__(-1, Piece(found[-1].name, f"{found[-1].source}\n{rest}"))
+                loose.append(rest) if loose else found.__setitem__(
+                    -1, Piece(found[-1].name, f"{found[-1].source}\n{rest}")
+                )
         else:
             loose.append(text)
         end = max(end, last)

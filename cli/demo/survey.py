@@ -7,6 +7,7 @@ that caused it: an entry made twice shows there.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import orjson
@@ -28,9 +29,7 @@ async def parser(message: Message, ctx: Context) -> None:
         await ctx.tell("compiler", {"path": path, "unparsable": type(error).__name__})
         return
     for index, piece in enumerate(found):
-        await ctx.tell(
-            "measurer", piece.source, attributes={"path": path, "piece": piece.name, "index": str(index)}
-        )
+        await ctx.tell("measurer", piece.source, attributes={"path": path, "piece": piece.name, "index": str(index)})
     await ctx.tell("measurer", "", attributes={"path": path, "piece": "", "index": str(len(found))})
 
 
@@ -50,7 +49,7 @@ async def measurer(message: Message, ctx: Context) -> None:
 async def compiler(message: Message, ctx: Context) -> dict[str, Any] | None:
     """Enters what was measured in the ledger, and replies when a file is complete."""
     entry = message.json()
-    line = orjson.dumps({"message_id": message.message_id, "pid": os.getpid(), **entry}) + b"\n"
+    line = orjson.dumps({"message_id": message.message_id, "pid": os.getpid(), "at": time.time(), **entry}) + b"\n"
     # One write with O_APPEND is one entry, whichever processes write: POSIX, and true of Linux' local file systems.
     ledger = os.open(os.environ[LEDGER], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:

@@ -1,0 +1,198 @@
+"""The demo's judge: counts from topics, committed offsets and the ledger, never from the engine's own counters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import confluent_kafka
+import orjson
+from confluent_kafka import TopicPartition
+
+from llmagentos.cli.demo.measure import Measures, add
+from llmagentos.cli.demo.sources import Expected
+from llmagentos.streams.endpoints import client_config
+from llmagentos.streams.errors import BrokerError
+from llmagentos.streams.message import Message
+from llmagentos.streams.producer import librdkafka_log
+from llmagentos.streams.registry import open_registry
+from llmagentos.streams.settings import Settings
+from llmagentos.streams.wire import Codec
+
+__all__ = ["AGENTS", "Kill", "Verdict", "judge", "lag", "read_ledger"]
+
+AGENTS = ("parser", "measurer", "compiler")
+
+#: Without a record for this long, an end that should be there is missing.
+_READ_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The worker that was killed: when (seconds since the epoch), and what it owned (`topic:partition`)."""
+
+    pid: int
+    at: float
+    owned: frozenset[str]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What came of the run.
+
+    Attributes:
+        messages: records in the agents' inboxes and in `replies`.
+        redelivered: messages that were handled more than once, by id: their outputs are in the log twice, or their
+            entry is in the ledger twice.
+        lost: entries that are missing, and messages that no committed offset covers.
+        out_of_order: entries that were first made before an earlier one of their file.
+        twice: entries in the ledger more than once.
+        failover_s: from the kill to the first message handled of a partition that the dead worker owned.
+        unequal: files whose survey is not what one loop makes of them.
+    """
+
+    messages: int = 0
+    redelivered: int = 0
+    lost: int = 0
+    out_of_order: int = 0
+    twice: int = 0
+    failover_s: float | None = None
+    events_per_s: float = 0.0
+    files: int = 0
+    unequal: list[str] = field(default_factory=list[str])
+
+    def failures(self) -> list[str]:
+        """What is off, in words; empty where all is as it must be."""
+        checks = {
+            f"{self.lost} lost": self.lost,
+            f"{self.out_of_order} out of order": self.out_of_order,
+            "the kill redelivered nothing, so it proves nothing": not self.redelivered,
+            f"{self.twice} entries made twice by {self.redelivered} redelivered": self.twice > self.redelivered,
+            "nobody took the dead worker's partitions over": self.failover_s is None,
+            f"{len(self.unequal)} files differ from the single loop, the first {self.unequal[:1]}": self.unequal,
+        }
+        return [words for words, wrong in checks.items() if wrong]
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of the ledger, in order."""
+    if not path.exists():
+        return []
+    return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def lag(settings: Settings, group: str) -> int:
+    """Records in the agents' inboxes that *group*'s committed offsets do not cover."""
+    consumer = _consumer(settings, group)
+    try:
+        total = 0
+        for topic in (settings.topic(f"agent.{agent}") for agent in AGENTS):
+            parts = [TopicPartition(topic, p) for p in consumer.list_topics(topic, 10).topics[topic].partitions]
+            for part in consumer.committed(parts, 10):
+                low, high = consumer.get_watermark_offsets(part, 10)
+                total += high - max(part.offset, low)
+        return total
+    finally:
+        consumer.close()
+
+
+def judge(
+    settings: Settings,
+    group: str,
+    ledger: Path,
+    expected: Mapping[str, Expected],
+    kill: Kill,
+    *,
+    seconds: float,
+) -> Verdict:
+    """Compare what is in topics and ledger with what must be.
+
+    Args:
+        seconds: from the first message produced to the last entry made.
+    """
+    inboxes = {agent: _read(settings, f"agent.{agent}") for agent in AGENTS}
+    replies = _read(settings, "replies")
+    entries = read_ledger(ledger)
+    verdict = Verdict(messages=sum(map(len, inboxes.values())) + len(replies), files=len(expected))
+
+    # A message handled twice sent the same outputs twice: its children's ids stand at two offsets.
+    again: set[str] = set()
+    for records in (inboxes["measurer"], inboxes["compiler"], replies):
+        seen = Counter(message.message_id for message in records)
+        again |= {message.caused_by or "" for message in records if seen[message.message_id] > 1}
+    # The same child at two offsets is one message that was itself delivered twice.
+    entered = Counter(entry["message_id"] for entry in entries)
+    again |= {message_id for message_id, count in entered.items() if count > 1}
+    verdict.redelivered = len(again)
+    verdict.twice = sum(count > 1 for count in entered.values())
+
+    by_file: dict[str, dict[int, dict[str, Any]]] = {}
+    for entry in entries:
+        parts = by_file.setdefault(entry["path"], {})
+        index = entry.get("index", 0)
+        if index not in parts:
+            verdict.out_of_order += bool(parts) and index < max(parts)
+            parts[index] = entry
+    for path, wanted in expected.items():
+        parts = by_file.get(path, {})
+        needed = range(wanted.pieces + 1) if wanted.measures is not None else range(1)  # the last one says "end"
+        verdict.lost += sum(index not in parts for index in needed)
+        if _measures(parts.values()) != wanted.measures:
+            verdict.unequal.append(path)
+    verdict.lost += lag(settings, group)
+    verdict.unequal += [path for path in by_file if path not in expected]
+
+    owned = {
+        message.message_id for message in inboxes["compiler"] if f"{message.topic}:{message.partition}" in kill.owned
+    }
+    taken_over = [
+        entry["at"]
+        for entry in entries
+        if entry["at"] > kill.at and entry["pid"] != kill.pid and entry["message_id"] in owned
+    ]
+    verdict.failover_s = min(taken_over) - kill.at if taken_over else None
+    verdict.events_per_s = verdict.messages / seconds
+    return verdict
+
+
+def _measures(parts: Iterable[dict[str, Any]]) -> Measures | None:
+    parts = list(parts)
+    if any("unparsable" in part for part in parts):
+        return None
+    names = ("functions", "branches", "docstrings", "longest")
+    return add(Measures(*(part[name] for name in names)) for part in parts if "piece" in part)
+
+
+def _consumer(settings: Settings, group: str) -> confluent_kafka.Consumer:
+    return confluent_kafka.Consumer(
+        client_config(settings, group_id=group, enable_auto_commit=False, enable_partition_eof=True)
+        | {"logger": librdkafka_log}
+    )
+
+
+def _read(settings: Settings, name: str) -> list[Message]:
+    """The whole of a topic, each partition in its order."""
+    topic = settings.topic(name)
+    codec = Codec(open_registry(settings))
+    consumer = _consumer(settings, f"{settings.prefix}oracle")
+    try:
+        open_ends = set(consumer.list_topics(topic, 10).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in open_ends])
+        messages: list[Message] = []
+        while open_ends:
+            record = consumer.poll(_READ_TIMEOUT_S)
+            if record is None:
+                raise BrokerError(f"{topic} could not be read to its end", fix="see `llmagentos doctor`")
+            error = record.error()
+            if error is None:
+                messages.append(codec.read(record))
+            elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
+                open_ends.discard(record.partition() or 0)
+            else:
+                raise BrokerError(f"{topic} can't be read: {error.str()}", fix="see `llmagentos doctor`")
+        return messages
+    finally:
+        consumer.close()
