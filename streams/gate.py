@@ -86,6 +86,11 @@ class CommitGate:
         return self._pending[0] if self._pending else self._next
 
     @property
+    def position(self) -> int | None:
+        """The lowest offset that :meth:`delivered` takes; None: any."""
+        return self._next
+
+    @property
     def unfinished(self) -> int:
         """Messages that were delivered and have not finished."""
         return len(self._pending) - len(self._done)

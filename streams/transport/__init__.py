@@ -7,5 +7,6 @@ it guarantees, is in docs/explanation/transport.md.
 from __future__ import annotations
 
 from llmagentos.streams.transport.sink import TP, Sink, attach
+from llmagentos.streams.transport.transport import Transport, configure
 
-__all__ = ["TP", "Sink", "attach"]
+__all__ = ["TP", "Sink", "Transport", "attach", "configure"]
