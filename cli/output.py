@@ -86,11 +86,11 @@ def print_error(error: LLMAgentOSError) -> None:
     """What happened, what was kept, what to do; on stderr, never as a traceback."""
     from llmagentos.cli.output import errors
 
-    errors.print(f"[bold red]error:[/] {_plain(error.what)}")
+    errors.print(f"[bold red]error:[/] {_plain(error.what)}", soft_wrap=True)
     if error.kept:
-        errors.print(f" [bold]kept:[/] {_plain(error.kept)}")
+        errors.print(f" [bold]kept:[/] {_plain(error.kept)}", soft_wrap=True)
     if error.fix:
-        errors.print(f"  [bold]fix:[/] {_plain(error.fix)}")
+        errors.print(f"  [bold]fix:[/] {_plain(error.fix)}", soft_wrap=True)
 
 
 def _plain(text: str) -> str:
