@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llmagentos.agents.checking import Checked, check
 from llmagentos.agents.deployment import Deployment, Deployments, Process, WorkerRecord, check_name, worker_command
+from llmagentos.agents.logs import last_lines
 from llmagentos.agents.supervisor import LOG_BYTES
 from llmagentos.streams.errors import BrokerError, DeploymentError
 from llmagentos.streams.settings import Settings
@@ -293,8 +294,8 @@ def _settle(deployments: Deployments, wanted: Deployment, timeout_s: float, watc
         if time.monotonic() - progress_at > timeout_s:
             raise DeploymentError(
                 f"{wanted.name}: nothing changed for {timeout_s:g} s, with {running} of {now_wanted.workers} "
-                "workers running",
-                fix=f"see `llmagentos ps` and `llmagentos logs {wanted.name}`",
+                f"workers running" + _last_words(deployments, wanted, workers),
+                fix="see `llmagentos doctor` for the cluster, or give a longer --timeout",
                 kept=_kept(workers, wanted),
             )
         time.sleep(_LOOK_S)
@@ -307,6 +308,15 @@ def _kept(workers: list[WorkerRecord], wanted: Deployment) -> str:
     if old:
         return f"{old} worker{'s' if old > 1 else ''} of the version before keep{'' if old > 1 else 's'} running"
     return "its messages wait in their topics"
+
+
+def _last_words(deployments: Deployments, wanted: Deployment, workers: list[WorkerRecord]) -> str:
+    """What the first worker that holds things up said last."""
+    for worker in workers:
+        if worker.state != "running" or worker.generation != wanted.generation:
+            said = "\n".join(line.text for line in last_lines(deployments, [wanted.name], 10, worker.index))
+            return f"; worker {worker.index} is {worker.state}, and said last:\n{said}"
+    return ""
 
 
 def _take_back(

@@ -147,7 +147,7 @@ def _state(wanted: Deployment, workers: list[WorkerRecord]) -> str:
 
 
 def partitions(assigned: Iterable[str]) -> str:
-    """`topic:partition` names for people: `agent.greeter 0-3,6  answers.greeter 0-3,6`."""
+    """`topic:partition` names for people: `orders 0-3,6  refunds 0-3`."""
     by_topic: defaultdict[str, list[int]] = defaultdict(list)
     for name in assigned:
         found = re.fullmatch(r"(.+):(\d+)", name)

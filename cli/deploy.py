@@ -352,7 +352,7 @@ def _print_listed(listed: list[Listed]) -> None:
                 str(worker.worker),
                 _coloured(worker.state),
                 *_figures(worker),
-                escape(partitions(name.removeprefix(prefix) for name in worker.assigned)),
+                escape(partitions(name.removeprefix(f"{prefix}agent.") for name in worker.assigned)),
             )
         if not one.workers:
             table.add_row(escape(one.deployment), "", _coloured(one.state))
