@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from typing import Any, Final
@@ -20,6 +21,9 @@ TIMEOUT_S: Final = 10.0
 #: Tries of a request while the registry is out of reach or answers that it is not ready, and the pause between them.
 TRIES: Final = 3
 PAUSE_S: Final = 0.3
+
+#: Tries of a registration that the registry refuses although our own check does not: it, or another client, was first.
+CONFLICTS: Final = 5
 
 _HEADERS: Final = {
     "Accept": "application/vnd.schemaregistry.v1+json, application/json",
@@ -69,21 +73,31 @@ class HttpRegistry:
             refuse_breaks(subject, schema, versions)
 
     def register(self, subject: str, schema: dict[str, Any]) -> int:
-        try:
-            versions = self.versions(subject)
-        except UnknownSchema:
-            versions = []
-        for version in versions:
-            if version.schema == schema:
-                return version.id
-        refuse_breaks(subject, schema, versions)
-        body = {"schema": json.dumps(schema)}
-        schema_id = self._ask("POST", f"subjects/{_path(subject)}/versions", body, subject=subject)["id"]
-        if not versions:
-            # From now on the registry itself holds others to the rule, also those that register at the same time.
-            self._ask("PUT", f"config/{_path(subject)}", {"compatibility": "BACKWARD_TRANSITIVE"})
-        self._ids[schema_id] = schema
-        return schema_id
+        for attempt in range(1, CONFLICTS + 1):
+            try:
+                versions = self.versions(subject)
+            except UnknownSchema:
+                versions = []
+            for version in versions:
+                if version.schema == schema:
+                    return version.id
+            refuse_breaks(subject, schema, versions)
+            try:
+                answer = self._ask(
+                    "POST", f"subjects/{_path(subject)}/versions", {"schema": json.dumps(schema)}, subject=subject
+                )
+            except IncompatibleSchema:
+                # Perhaps another client was first, with this schema or another: look again.
+                if attempt == CONFLICTS:
+                    raise
+                time.sleep(random.uniform(0, PAUSE_S))
+            else:
+                if not versions:
+                    # From now on the registry holds others to the rule too, also those that register at this moment.
+                    self._ask("PUT", f"config/{_path(subject)}", {"compatibility": "BACKWARD_TRANSITIVE"})
+                self._ids[answer["id"]] = schema
+                return answer["id"]
+        raise AssertionError("the last try returns or raises")
 
     def close(self) -> None:
         self._client.close()

@@ -34,8 +34,10 @@ __all__ = ["LogRegistry"]
 TIMEOUT_S: Final = 30.0
 #: A registration that was fenced so long gives up. A round takes 0.1 s; this is room for hundreds of writers.
 CONTENDED_FOR_S: Final = 60.0
-#: Unknown ids and subjects don't read the log again within this time.
-REREAD_S: Final = 0.5
+#: An id this far above the highest known was not given within half a second of the last read: ids go one by one, and
+#: a registration takes some 50 ms. So garbage in place of ids does not read the log again and again.
+FAR: Final = 100
+FAR_FOR_S: Final = 0.5
 
 _FENCED: Final = {
     KafkaError._FENCED,
@@ -71,7 +73,9 @@ class LogRegistry:
         known = self._ids.get(schema_id)
         if known is None:
             with self._lock:
-                self._refresh()
+                read_just_now = time.monotonic() - self._read_at < FAR_FOR_S
+                if not (read_just_now and schema_id > max(self._ids, default=0) + FAR):
+                    self._read()
                 known = self._ids.get(schema_id)
         if known is None:
             raise UnknownSchema(
@@ -82,7 +86,7 @@ class LogRegistry:
 
     def versions(self, subject: str) -> list[RegisteredSchema]:
         with self._lock:
-            self._refresh()
+            self._read()
             found = self._versions(subject)
         if not found:
             raise UnknownSchema(
@@ -96,12 +100,12 @@ class LogRegistry:
 
     def subjects(self) -> list[str]:
         with self._lock:
-            self._refresh()
+            self._read()
             return sorted(subject for subject, versions in self._subjects.items() if versions)
 
     def check(self, subject: str, schema: dict[str, Any]) -> None:
         with self._lock:
-            self._refresh()
+            self._read()
             versions = self._versions(subject)
         if all(version.schema != schema for version in versions):
             refuse_breaks(subject, schema, versions)
@@ -111,11 +115,6 @@ class LogRegistry:
 
     def _versions(self, subject: str) -> list[RegisteredSchema]:
         return [version for _, version in sorted(self._subjects.get(subject, {}).items())]
-
-    def _refresh(self) -> None:
-        """Read what the log has more than we know, unless that was done just now."""
-        if time.monotonic() - self._read_at >= REREAD_S:
-            self._read()
 
     def _read(self) -> None:
         """Read the committed log to its end. The caller holds the lock."""
@@ -203,7 +202,7 @@ class LogRegistry:
 
     def register(self, subject: str, schema: dict[str, Any]) -> int:
         with self._lock:
-            self._refresh()
+            self._read()
             until = time.monotonic() + CONTENDED_FOR_S
             made = False
             while True:
@@ -245,15 +244,9 @@ class LogRegistry:
         version = versions[-1].version + 1 if versions else 1
         # The order of the keys is Confluent's: compaction compares bytes.
         key = {"keytype": "SCHEMA", "subject": subject, "version": version, "magic": 1}
-        value = {
-            "subject": subject,
-            "version": version,
-            "id": schema_id,
-            "schema": json.dumps(schema),
-            "deleted": False,
-        }
+        value = {"subject": subject, "version": version, "id": schema_id, "schema": json.dumps(schema)}
         producer.begin_transaction()
-        producer.produce(self._topic, _json(value), _json(key), partition=0)
+        producer.produce(self._topic, _json(value | {"deleted": False}), _json(key), partition=0)
         producer.commit_transaction(TIMEOUT_S)
 
     def _make_topic(self) -> None:
