@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmagentos.agents.listing import Listed, ListedWorker
     from llmagentos.agents.logs import Line, Places
 
-__all__ = ["log_printer", "register", "watching"]
+__all__ = ["register", "watching"]
 
 #: Told apart at a glance, on dark and light backgrounds; a worker keeps its colour while its index stays.
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -153,7 +153,7 @@ def logs(
     if not names():
         errors.print(f"nothing is deployed in {deployments.home}")
         return
-    show = _print_line_json if output is Output.json else log_printer()
+    show = _print_line_json if output is Output.json else _log_printer()
     places: Places | None = {} if follow else None
     for line in last_lines(deployments, names(), lines, worker, places=places):
         show(line)
@@ -393,7 +393,7 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f}s"
 
 
-def log_printer(*, dim: bool = False) -> Callable[[Line], Any]:
+def _log_printer() -> Callable[[Line], Any]:
     """Prints lines behind `deployment/worker |`, the workers told apart by colour."""
     from rich.text import Text
 
@@ -406,8 +406,8 @@ def log_printer(*, dim: bool = False) -> Callable[[Line], Any]:
         label = f"{line.deployment}/{line.worker}"
         width = max(width, len(label))
         text = Text.assemble(
-            (f"{label:<{width}} │ ", "dim" if dim else _COLOURS[line.worker % len(_COLOURS)]),
-            (line.text, "dim" if dim else ""),
+            (f"{label:<{width}} │ ", _COLOURS[line.worker % len(_COLOURS)]),
+            line.text,
         )
         console.print(text, soft_wrap=True)
 

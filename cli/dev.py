@@ -29,6 +29,10 @@ __all__ = ["register"]
 _ROUTINE = re.compile(r"[\d-]+ [\d:,.]+ (?:DEBUG|INFO) (?!llmagentos\.agent\.)(?:llmagentos|faust|mode)\b")
 
 
+#: Of the rest, date, fraction and our own name are noise between the lines of a chat.
+_LONG_STAMP = re.compile(r"[\d-]+ ([\d:]+),\d+ (\w+) (?:llmagentos\.(?:agents?\.)?)?")
+
+
 def register(app: typer.Typer) -> None:
     """Add `dev`."""
     app.command()(dev)
@@ -166,19 +170,21 @@ class _Session:
                     break
 
     def _show_logs(self) -> None:
+        from rich.text import Text
+
         from llmagentos.agents.deployment import Deployments
         from llmagentos.agents.logs import follow
-        from llmagentos.cli.deploy import log_printer
+        from llmagentos.cli.output import console
 
-        show = log_printer(dim=True)
         deployments = Deployments(self.settings.home)
         lines = follow(deployments, lambda: [self.deployment.name], stop=self._ended.is_set)
         for line in lines:
             while self.talk is not None and self.talk.busy and not self._ended.is_set():
                 time.sleep(0.05)  # an answer is being printed
             if line is not None and not _ROUTINE.match(line.text):
+                text = _LONG_STAMP.sub(r"\1 \2 ", line.text)
                 with suppress(BlockingIOError):  # a terminal that does not take more: the log has it
-                    show(line)
+                    console.print(Text(f"  │ {text}", "dim"), soft_wrap=True)
 
 
 def _short(path: str) -> str:
