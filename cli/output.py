@@ -6,7 +6,7 @@ Exit status: 0 done, 1 failed (or some input was refused), 2 wrong usage, 130 in
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +55,13 @@ def print_rows(
     *,
     output: Output = Output.pretty,
     empty: str = "",
+    wrap: Collection[str] | None = None,
 ) -> None:
     """Rows as a table (columns in the given order, numbers to the right) or as one JSON array.
 
     Args:
         empty: what to say on stderr, in place of a table without rows.
+        wrap: columns that may go over several lines; None: all.
     """
     from llmagentos.cli.output import console, errors
 
@@ -76,7 +78,8 @@ def print_rows(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         number = all(isinstance(row.get(column), int | float) for row in rows)
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        whole = wrap is not None and column not in wrap
+        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         table.add_row(*("" if row.get(column) is None else str(row.get(column)) for column in columns))
     console.print(table)

@@ -238,7 +238,11 @@ class Admin:
         return sorted(group.group_id for group in result.valid)
 
     def committed(self, group: str, topics: Iterable[str]) -> dict[tuple[str, int], int]:
-        """The offset that *group* committed for each (topic, partition) of *topics*; those without one left out.
+        """The offset that *group* committed for each (topic, partition) of *topics*; those without one left out."""
+        return {place: offset for place, (offset, _) in self.commits(group, topics).items()}
+
+    def commits(self, group: str, topics: Iterable[str]) -> dict[tuple[str, int], tuple[int, str]]:
+        """As :meth:`committed`, with the metadata beside each offset.
 
         Asks by a consumer that joins nothing: AdminClient's own list_consumer_group_offsets kills the process
         (librdkafka issue 5040, still open) where the group's coordinator is just loading or has just moved.
@@ -261,7 +265,24 @@ class Admin:
         for tp in found:
             if tp.error is not None:
                 raise translate(tp.error, self.settings, doing, topic=tp.topic)
-        return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
+        return {(tp.topic, tp.partition): (tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
+
+    def members(self, groups: Sequence[str]) -> dict[str, list[set[tuple[str, int]]]]:
+        """The (topic, partition)s of each live member of each group; a group that is unknown has no members."""
+        found: dict[str, list[set[tuple[str, int]]]] = {group: [] for group in groups}
+        futures = self._client.describe_consumer_groups(list(groups), request_timeout=self.timeout_s) if groups else {}
+        for group, future in futures.items():
+            try:
+                described = self._result(future, f"describe group {group}")
+            except BrokerError as error:
+                cause = error.__cause__
+                if isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                    continue
+                raise
+            for member in described.members:
+                places = member.assignment.topic_partitions if member.assignment is not None else ()
+                found[group].append({(tp.topic, tp.partition) for tp in places})
+        return found
 
     # -- what there shall be
 

@@ -196,19 +196,19 @@ class Conversation:
         kind, _, agent = entry.topic.removeprefix(settings.prefix).partition(".")
         message = entry.message
         if entry.is_dead_letter and entry.record is not None:
-            self.state = f"dead letter: {entry.record['cause']} in {entry.record['agent']}"
+            self.state = f"dead letter of {entry.record['agent']}"
             return
         self.messages += 1
         who = (agent if kind == "agent" else "", message.sender if message is not None and kind != "agent" else "")
         self.agents += [name for name in who if name and name not in self.agents]
         if message is None:
-            self.state = f"undecodable in {entry.topic}"
+            self.state = "undecodable"
         elif kind in ("agent", "answers"):
             self.state = f"waiting for {agent}"
         elif message.type == "token":
-            self.state = f"{message.sender} is answering"
+            self.state = f"answer of {message.sender}"
         else:
-            self.state = "failed" if message.type == "error" else f"answered by {message.sender}"
+            self.state = "failed" if message.type == "error" else "answered"
 
 
 def recent(log: Log, decoder: Decoder, start: Position, stop: Position = END) -> list[Conversation]:
