@@ -50,7 +50,11 @@ class Fetcher(Service):
 
 
 class Consumer(Service, ConsumerT):  # type: ignore[misc]
-    """One member of the app's consumer group."""
+    """One member of the app's consumer group.
+
+    Attributes:
+        joined: whether the group has given this member its part, be it empty.
+    """
 
     logger = log
 
@@ -83,6 +87,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self._draining = False  # a hand-out is scheduled
         self._acked = asyncio.Event()  # something finished, for those who drain
         self.joined = False  # the group has given this worker its partitions, which may be none
+        self.joined = False
         self._finished = False  # the worker stops: nothing is handed out or committed any more
         self._spawned: set[asyncio.Task[Any]] = set()
         super().__init__(loop=loop, **kwargs)
@@ -214,6 +219,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self.joined = True
         for tp, start in starts.items():
             self._inboxes[tp] = Inbox(tp, start)
+        self.joined = True
         self._order = list(self._inboxes.values())
         self._spawn(self._rebalanced(set(starts)))
 
