@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import KafkaException, Producer
 
 from llmagentos.streams.endpoints import ENDPOINTS_FILE
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node import java, ports
-from llmagentos.streams.node.broker import LEAST_FREE_MB, Broker, properties
+from llmagentos.streams.node.broker import LEAST_FREE_MB, Broker, Launch, properties
 from llmagentos.streams.node.jars import Progress, fetch, missing, read_list
 from llmagentos.streams.node.process import Daemon
 from llmagentos.streams.node.state import State, new_cluster_id, write_whole
@@ -85,13 +84,11 @@ class Node:
         settings: `home`, `cache` and `kafka_jars` count here.
         broker_properties: further Kafka settings, for tests of brokers with other security.
         scram: users that the cluster begins with, as kafka-storage's --add-scram takes them.
-        jvm_options: further options of the brokers' Java.
     """
 
     settings: Settings
     broker_properties: Mapping[str, str] = field(default_factory=dict[str, str])
     scram: Sequence[str] = ()
-    jvm_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.home = self.settings.home.absolute()
@@ -136,6 +133,7 @@ class Node:
                 "for a local node",
             )
         with self._locked():
+            self._room()
             state = self._plan(nodes, port, say)
             brokers, valkeys = self._brokers(state), self._valkeys(state)
             dead = [broker for broker in brokers if not broker.daemon.process()]
@@ -172,6 +170,7 @@ class Node:
         with self._locked():
             parts = (*self._brokers(state, local=False), *self._valkeys(state, local=False))
             running = [part.daemon for part in parts if part.daemon.process()]
+            brokers = [part for part in parts if isinstance(part, Broker) and part.daemon in running]
             (self.home / ENDPOINTS_FILE).unlink(missing_ok=True)
             for daemon in running:  # all at once: three brokers that go one by one wait for each other
                 say(f"stopping {daemon.name}", 0, 0)
@@ -184,6 +183,9 @@ class Node:
                         kept=f"the data, in {self.home}",
                         fix=f"end the process that {daemon.pid_file} names by hand",
                     )
+            for broker in brokers:
+                if broker.new_archive.exists():
+                    broker.keep_archive(self._launch(say))
             shutil.rmtree(self.home / "run", ignore_errors=True)
         return bool(running)
 
@@ -250,20 +252,26 @@ class Node:
         """One, or with *local* none where the settings name a Redis elsewhere."""
         return [] if local and self.settings.redis else [Valkey(self.home, state.redis_port)]
 
-    def _alive(self, brokers: Sequence[Broker], timeout_s: float = 1.0) -> set[int]:
+    def _alive(self, brokers: Sequence[Broker], client: Producer | None = None, timeout_s: float = 1.0) -> set[int]:
         """The numbers of those of *brokers* that the cluster has now; empty where none answers."""
         if not any(broker.daemon.process() for broker in brokers):
             return set()
-        config = {
+        try:
+            return set((client or self._client(brokers)).list_topics(timeout=timeout_s).brokers)
+        except KafkaException:
+            return set()
+
+    def _client(self, brokers: Sequence[Broker], **more: object) -> Producer:
+        config: dict[str, object] = {
             "bootstrap.servers": _bootstrap(brokers),
             "log_level": 0,
             "reconnect.backoff.ms": 20,
             "reconnect.backoff.max.ms": 100,
         }
-        try:
-            return set(AdminClient(config | self.settings.security()).list_topics(timeout=timeout_s).brokers)
-        except KafkaException:
-            return set()
+        return Producer(config | self.settings.security() | more)
+
+    def _launch(self, say: Progress) -> Launch:
+        return Launch(java.find(self.settings.cache, say).command, self.jars(say), self.settings.cache)
 
     # -- up, step by step
 
@@ -281,7 +289,14 @@ class Node:
             ) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            except OSError as error:
+                raise NodeError(
+                    f"the data folder {self.home} can't be used: {error.strerror}: {error.filename}",
+                    kept="everything that Kafka acknowledged is in the data folder",
+                    fix="`llmagentos doctor` looks for the cause",
+                ) from error
 
     def _plan(self, nodes: int | None, port: int | None, say: Progress) -> State:
         state = State.load(self.home)
@@ -289,7 +304,6 @@ class Node:
             count = nodes or 1
             if count not in (1, 3):
                 raise NodeError(f"a node has 1 or 3 brokers, not {count}", fix="`llmagentos up --nodes 3`")
-            self._room()
             found = ports.free(2 * count + 1, taken=[port] if port else [])
             client_ports = [port or found[0], *found[1:count]]
             state = State(
@@ -370,21 +384,23 @@ class Node:
             )
 
     def _start(self, dead: Sequence[Broker], brokers: Sequence[Broker], state: State, say: Progress) -> None:
-        runtime, jars = java.find(self.settings.cache, say).command, self.jars(say)
-        self._room()
+        launch = self._launch(say)
         for broker in dead:
             broker.write_config(properties(broker, brokers, self.broker_properties))
             if broker.cluster_id() is None:
                 say(f"formatting the data folder of {broker.daemon.name}", 0, 0)
-                broker.format(runtime, jars, state.cluster_id, self.scram)
+                broker.format(launch, state.cluster_id, self.scram)
         for broker in dead:
             say(f"starting {broker.daemon.name}", 0, 0)
-            broker.start(runtime, jars, self.jvm_options)
+            broker.start(launch)
 
     def _wait(self, brokers: Sequence[Broker]) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
         wanted = {broker.number for broker in brokers}
-        while (alive := self._alive(brokers, timeout_s=0.5)) != wanted:
+        # Idempotent, so that it asks for a producer id at once: a new broker refuses the very first one that asks,
+        # and a producer asks again only a second later.
+        client = self._client(brokers, **{"enable.idempotence": True}) if brokers else None
+        while (alive := self._alive(brokers, client, timeout_s=0.5)) != wanted:
             for broker in brokers:
                 if broker.daemon.exited():
                     raise self._failed(broker, broker.ended_because())
