@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -31,9 +31,11 @@ from faust.types import TP
 from llmagentos.streams.errors import AccessError, BrokerError, LLMAgentOSError, OffsetLost
 from llmagentos.streams.gate import decode_finished
 
-__all__ = ["Offsets", "Owner", "Poller", "Start"]
+__all__ = ["Offsets", "Owner", "Poller", "Start", "insist"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Records of one batch: librdkafka gives 1.6M/s at this size, and 163-byte records keep the loop busy for 20 ms.
 BATCH = 1_000
@@ -382,15 +384,14 @@ class Poller:
             BrokerError: the coordinator did not answer.
         """
         starts: dict[TP, Start] = {}
-        for part in self._request(lambda: consumer.committed(partitions, REQUEST_S)):
+        stopping = self._stopping.is_set
+        for part in insist(lambda: consumer.committed(partitions, REQUEST_S), stopping):
             tp = TP(part.topic, part.partition)
             if part.offset < 0:
                 starts[tp] = Start(None)
                 continue
             here = TopicPartition(tp.topic, tp.partition)
-            low, high = self._request(
-                lambda here=here: consumer.get_watermark_offsets(here, timeout=REQUEST_S, cached=False)
-            )
+            low, high = insist(partial(consumer.get_watermark_offsets, here, timeout=REQUEST_S), stopping)
             group = self._config.get("group.id")
             if part.offset < low:
                 raise OffsetLost(
@@ -409,21 +410,30 @@ class Poller:
             starts[tp] = Start(part.offset, decode_finished(part.offset, part.metadata))
         return starts
 
-    def _request(self, function: Any) -> Any:
-        deadline = time.monotonic() + REQUESTS_S
-        while True:
-            try:
-                return function()
-            except KafkaException as error:
-                if error.args[0].code() in _ACCESS:
-                    raise AccessError(f"Kafka denies the group's offsets: {error}") from error
-                if time.monotonic() > deadline or self._stopping.is_set():
-                    raise BrokerError(
-                        f"Kafka did not say where the group stands, for {REQUESTS_S:g} s: {error}",
-                        fix="see that the brokers run (`llmagentos status`)",
-                    ) from error
-                log.warning("asking Kafka where the group stands, again: %s", error)
-                time.sleep(POLL_S)
+
+def insist(function: Callable[[], T], give_up: Callable[[], bool] = lambda: False) -> T:
+    """Call *function* until the broker answers: new topics have no leader yet, and coordinators move.
+
+    Args:
+        give_up: asked before each further try.
+
+    Raises:
+        AccessError: Kafka denies it. BrokerError: no answer within REQUESTS_S.
+    """
+    deadline = time.monotonic() + REQUESTS_S
+    while True:
+        try:
+            return function()
+        except KafkaException as error:
+            if error.args[0].code() in _ACCESS:
+                raise AccessError(f"Kafka denies it: {error}", fix="check the user and its ACLs") from error
+            if time.monotonic() > deadline or give_up():
+                raise BrokerError(
+                    f"Kafka did not answer for {REQUESTS_S:g} s: {error}",
+                    fix="see that the brokers run (`llmagentos status`)",
+                ) from error
+            log.warning("asking Kafka again: %s", error)
+            time.sleep(POLL_S)
 
 
 #: How an operator accepts a loss; there is no setting that would do it in silence.

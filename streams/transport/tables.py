@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import confluent_kafka
@@ -26,6 +27,7 @@ from mode import Service
 from llmagentos.streams.errors import BrokerError, SettingsError, TopicError
 from llmagentos.streams.gate import CommitGate
 from llmagentos.streams.transport.conductor import Received
+from llmagentos.streams.transport.poller import insist
 
 __all__ = ["GlobalTable", "Table", "TableManager"]
 
@@ -208,7 +210,7 @@ class TableManager(FaustTableManager):
         parts: list[TopicPartition] = []
         left: dict[TP, int] = {}
         for tp, table in wanted.items():
-            low, high = reader.get_watermark_offsets(TopicPartition(*tp), timeout=QUIET_S * 10, cached=False)
+            low, high = insist(partial(reader.get_watermark_offsets, TopicPartition(*tp), timeout=QUIET_S * 10))
             persisted = table.persisted_offset(tp)
             start = low if persisted is None else max(low, persisted + 1)
             if persisted is not None and persisted >= high:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -85,15 +85,23 @@ class Fleet:
         self.environment = {**os.environ, "LLMAGENTOS_BROKERS": brokers, "LLMAGENTOS_SESSION_TIMEOUT_MS": "1000",
                             "LLMAGENTOS_HEARTBEAT_INTERVAL_MS": "300", **settings}  # fmt: skip
         self.admin = AdminClient({"bootstrap.servers": brokers})
-        self.make_topics(self.source, self.target)
         self.reader = Consumer({"bootstrap.servers": brokers, "group.id": self.name, "enable.auto.commit": False,
                                 "auto.offset.reset": "earliest"})  # fmt: skip
+        self.make_topics(self.source, self.target)
 
     def make_topics(self, *names: str, partitions: int = PARTITIONS, **config: str) -> None:
         for future in self.admin.create_topics(
             [NewTopic(name, partitions, 1, config=config) for name in names]
         ).values():
             future.result(30)
+        for name in names:
+            wait_for(lambda name=name: self._led(name, partitions), f"{name} to have leaders")
+
+    def _led(self, topic: str, partitions: int) -> bool:
+        try:
+            return bool([self.reader.get_watermark_offsets(TopicPartition(topic, p), 10) for p in range(partitions)])
+        except KafkaException:
+            return False
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A worker; it has joined when its log says so: see :meth:`joined`."""
