@@ -33,8 +33,6 @@ _JVM = (
 
 #: Three brokers on one machine: a killed one's partitions have a new leader in about 3 s (measured), not 9 to 18 s.
 _FAILOVER = {
-    "broker.session.timeout.ms": "3000",
-    "broker.heartbeat.interval.ms": "500",
     "controller.quorum.fetch.timeout.ms": "1500",
     "controller.quorum.election.timeout.ms": "500",
     "replica.lag.time.max.ms": "5000",
@@ -265,6 +263,9 @@ def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str
         "group.consumer.session.timeout.ms": "3000",
         "group.consumer.min.heartbeat.interval.ms": "100",
         "group.consumer.heartbeat.interval.ms": "500",
+        # A killed broker is let in again only when its old session has ended: by default 9 s.
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         # Kafka's 128 MB for deduplication is heap; 16 MB map 700k keys a pass.
         "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
         "num.network.threads": "2",

@@ -30,6 +30,8 @@ from llmagentos.streams.settings import Settings
 
 __all__ = ["Check", "examine"]
 
+#: What a service may take to answer.
+_ANSWER_S = 3.0
 #: Enough for a first hour of work; a topic keeps its records for days.
 _LITTLE_FREE_MB = 1024
 #: A view in Redis or a deadline is off by as much; NTP keeps machines far closer.
@@ -79,10 +81,16 @@ def examine(settings: Settings) -> Iterator[Check]:
             ("clock", lambda: _clock(settings)),
         ]
     checks.append(("spark", _spark))
+    broken: set[str] = set()
     for name, check in checks:
+        if name == "registry" and "kafka" in broken and not settings.registry:
+            continue  # it is in Kafka
         try:
-            yield check()
+            done = check()
+            broken |= {name} if done.state == "problem" else set()
+            yield done
         except LLMAgentOSError as error:
+            broken.add(name)
             yield Check(name, "problem", error.what, error.fix)
         except OSError as error:
             yield Check(name, "problem", f"{error.strerror or error}", "")
@@ -192,14 +200,14 @@ def _node(node: Node) -> Check:
 
 
 def _kafka(settings: Settings) -> Check:
-    cluster = Admin(settings, timeout_s=5.0).cluster()
+    cluster = Admin(settings, timeout_s=_ANSWER_S).cluster()
     places = ", ".join(cluster.brokers.values())
     return Check("kafka", "ok", f"cluster {cluster.cluster_id}: {len(cluster.brokers)} broker(s) answer, {places}")
 
 
 def _redis(settings: Settings) -> Check:
     url = redis_url(settings)
-    client = redis.Redis.from_url(url, socket_timeout=3.0, socket_connect_timeout=3.0)
+    client = redis.Redis.from_url(url, socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
     try:
         info: dict[str, object] = client.info("server")  # pyright: ignore[reportAssignmentType] - async stub
     except redis.RedisError as error:
@@ -214,11 +222,11 @@ def _redis(settings: Settings) -> Check:
 def _registry(settings: Settings) -> Check:
     if not settings.registry:
         name = settings.topic("schemas")
-        if name in Admin(settings, timeout_s=5.0).topics(name):
+        if name in Admin(settings, timeout_s=_ANSWER_S).topics(name):
             return Check("registry", "ok", f"log-backed, in topic {name}")
         return Check("registry", "note", f"log-backed; topic {name} is not there yet", "the first deployment makes it")
     try:
-        answer = httpx.get(settings.registry.rstrip("/") + "/subjects", timeout=5.0)
+        answer = httpx.get(settings.registry.rstrip("/") + "/subjects", timeout=_ANSWER_S)
         answer.raise_for_status()
     except httpx.HTTPError as error:
         return Check("registry", "problem", f"{settings.registry}: {error}", "check LLMAGENTOS_REGISTRY")
@@ -226,7 +234,7 @@ def _registry(settings: Settings) -> Check:
 
 
 def _clock(settings: Settings) -> Check:
-    client = redis.Redis.from_url(redis_url(settings), socket_timeout=3.0, socket_connect_timeout=3.0)
+    client = redis.Redis.from_url(redis_url(settings), socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S)
     try:
         before = time.time()
         moment: tuple[int, int] = client.time()  # pyright: ignore[reportAssignmentType] - async stub

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node.process import Daemon
@@ -103,7 +105,9 @@ class Valkey:
 
     def trouble(self) -> str | None:
         """Why it does not take commands (it may still be loading its file), or None if it does."""
-        client = redis.Redis(port=self.port, socket_timeout=1.0, socket_connect_timeout=1.0)
+        client = redis.Redis(
+            port=self.port, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0)
+        )
         try:
             persistence: Any = client.info("persistence")
             if persistence.get("aof_last_write_status") != "ok":
