@@ -97,7 +97,7 @@ def status(
 
         llmagentos job status -n 1 --output json
     """
-    from llmagentos.cli.output import print_json, print_rows
+    from llmagentos.cli.output import console, print_json, print_rows
     from llmagentos.jobs.runs import runs
     from llmagentos.streams.settings import Settings
 
@@ -113,12 +113,16 @@ def status(
             "rows": run.rows,
             "undecodable": run.undecodable,
             "seconds": round(run.seconds, 1),
-            "report or error": (run.error or run.report).replace("[", r"\["),
+            "error": run.error.replace("[", r"\["),
         }
         for run in found
     ]
-    columns = ("started", "job", "status", "rows", "undecodable", "seconds", "report or error")
+    columns = ("started", "job", "status", "rows", "undecodable", "seconds", "error")
     print_rows(rows, columns, empty="no job has run yet: `llmagentos job run analytics`")
+    newest = next((run.report for run in found if run.report), "")
+    if newest:
+        console.print("newest report ", end="")
+        console.print(newest, markup=False, soft_wrap=True)
 
 
 def _time(text: str | None, option: str) -> int | None:

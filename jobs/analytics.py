@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmagentos.jobs.runs import Run, recorded
-from llmagentos.jobs.spark import Progress, session, watched
+from llmagentos.jobs.spark import Progress, require_extra, session, watched
 from llmagentos.jobs.store import BATCH_ROWS, Store
 from llmagentos.jobs.topics import Span, window
+from llmagentos.streams.admin import Admin
 from llmagentos.streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def run(
     """
     from llmagentos.jobs import report
 
+    require_extra()
     out = (out or default_out(settings)).absolute()
     windowed = since_ms is not None or until_ms is not None
     parameters = {
@@ -84,6 +86,7 @@ def run(
     }
     with ExitStack() as stack:
         this = stack.enter_context(recorded(settings, "analytics", out, parameters))
+        Admin(settings).cluster()  # out of reach shows now, not after Spark has started
         if spark is None:
             spark = stack.enter_context(session(settings, "llmagentos analytics", master=master, progress=progress))
         results = out / "runs" / this.id

@@ -187,7 +187,7 @@ def _svg(draw: Any, width: float, height: float, name: str) -> str:
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Ids would clash with those of the page's other plots.
-    svg = re.sub(r'id="(\w+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)

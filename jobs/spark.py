@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from llmagentos.streams.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["Progress", "kafka_options", "session", "watched"]
+__all__ = ["Progress", "kafka_options", "require_extra", "session", "watched"]
 
 #: Told what goes on: (what, done, total); total is 0 where it isn't known.
 Progress = Callable[[str, int, int], None]
@@ -63,16 +64,12 @@ def session(
     Raises:
         JobError: the extra is missing, Java is missing or unfit, the jars can't be had, or Spark doesn't start.
     """
-    try:
-        from pyspark import SparkConf, SparkContext
-        from pyspark.errors import PySparkRuntimeError
-        from pyspark.java_gateway import launch_gateway
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise JobError(
-            f"jobs run on Spark, and {error.name or 'pyspark'} is not installed",
-            fix="pip install 'llmagentos[spark]'",
-        ) from error
+    require_extra()
+    from pyspark import SparkConf, SparkContext
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.java_gateway import launch_gateway
+    from pyspark.sql import SparkSession
+
     if SparkSession.getActiveSession() is not None:
         raise JobError(
             "a Spark session is open in this process already, and there can be one only",
@@ -100,6 +97,26 @@ def session(
                 spark.stop()
         finally:
             _stop(gateway)
+
+
+def require_extra() -> None:
+    """Check, without importing it, that what the extra `spark` brings is there.
+
+    Raises:
+        JobError: it isn't; says how to install it.
+    """
+
+    def lacks(module: str) -> bool:
+        try:
+            return find_spec(module) is None
+        except ValueError:  # it was imported, and then taken away
+            return True
+
+    missing = [module for module in ("pyspark", "pandas", "pyarrow", "matplotlib", "jinja2") if lacks(module)]
+    if missing:
+        raise JobError(
+            f"jobs run on Spark, and {', '.join(missing)} is not installed", fix="pip install 'llmagentos[spark]'"
+        )
 
 
 def kafka_options(settings: Settings) -> dict[str, str]:

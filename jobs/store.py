@@ -2,20 +2,22 @@
 
 A store takes over records in batches. Before a batch is read, its offsets are written down as a plan; when its rows
 are on disk, it is marked done. The next batch starts where the last plan ends. A run that is killed leaves a plan
-that isn't done: the next run reads the same offsets again and overwrites what there is of them. So no record is
-twice in a store, and none is left out, however often a run dies (docs/decisions/ says why this and not
-Spark's own streaming checkpoint).
+that isn't done: the next run reads the same offsets again, into a folder of its own, as Java may still be writing
+what Python began. So no record is twice in a store, and none is left out, however often a run dies
+(docs/decisions/ says why this and not Spark's own streaming checkpoint).
 
     FOLDER/source.json           the cluster, the prefix and the schema that the rows are of
     FOLDER/log/NNNNNN.plan.json  a batch's spans, and the position after it
-    FOLDER/log/NNNNNN.done.json  its rows
-    FOLDER/rows/NNNNNN/          its Parquet files
+    FOLDER/log/NNNNNN.done.json  how many rows it has, and which folder holds them
+    FOLDER/rows/NNNNNN-XXXX/     Parquet files of one attempt at it
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +74,7 @@ class Store:
         self.schema = schema
         self.fields = fields
         self._log = folder / "log"
+        self._rows = folder / "rows"
 
     def update(
         self,
@@ -124,7 +127,7 @@ class Store:
         done = sorted(self._log.glob("*.done.json"))
         if not done:
             return empty
-        return spark.read.schema(empty.schema).parquet(*(str(self._rows(int(path.name[:6]))) for path in done))
+        return spark.read.schema(empty.schema).parquet(*(str(self._rows / _read_json(path)["folder"]) for path in done))
 
     # -- how
 
@@ -133,17 +136,20 @@ class Store:
     ) -> None:
         from pyspark.sql import functions as F
 
-        target = str(self._rows(number))
+        for left_over in self._rows.glob(f"{number:06}-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        folder = f"{number:06}-{secrets.token_hex(2)}"
+        target = str(self._rows / folder)
         offsets = sum(span.end - span.start for span in spans)
         files = min(len(spans), max(2 * spark.sparkContext.defaultParallelism, offsets // _FILE_ROWS))
         what = f"reading {offsets:,} {self.schema.replace('_', ' ')}s"
         with watched(spark, what, progress):
             frame = records(spark, self.settings, spans, self.schema, fields=self.fields)
-            frame.coalesce(max(files, 1)).write.mode("overwrite").option("compression", "zstd").parquet(target)
+            frame.coalesce(max(files, 1)).write.option("compression", "zstd").parquet(target)
             # Counted from what is on disk, not from what was meant to be.
             counted = spark.read.parquet(target).agg(F.count(F.lit(1)).alias("rows"), F.count("cause").alias("bad"))
             row = counted.collect()[0]
-        write_json(self._file(number, "done"), {"rows": row["rows"], "undecodable": row["bad"]})
+        write_json(self._file(number, "done"), {"folder": folder, "rows": row["rows"], "undecodable": row["bad"]})
         taken.spans += spans
         taken.rows += row["rows"]
         taken.undecodable += row["bad"]
@@ -212,9 +218,6 @@ class Store:
     def _file(self, number: int, kind: str) -> Path:
         return self._log / f"{number:06}.{kind}.json"
 
-    def _rows(self, number: int) -> Path:
-        return self.folder / "rows" / f"{number:06}"
-
 
 def _still_there(wanted: Iterable[Span], known: dict[tuple[str, int], Ends]) -> tuple[list[Span], list[Span]]:
     """What of *wanted* can be read, and what is gone."""
@@ -240,7 +243,8 @@ def _batches(spans: Sequence[Span], rows: int) -> list[list[Span]]:
             span.topic, span.partition, span.start + size * index // count, span.start + size * (index + 1) // count
         )
 
-    return [[s for s in (share(span, index) for span in spans) if s.start < s.end] for index in range(count)]
+    batches = ([s for s in (share(span, index) for span in spans) if s.start < s.end] for index in range(count))
+    return [batch for batch in batches if batch]
 
 
 def write_json(path: Path, value: Any) -> None:
