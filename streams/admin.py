@@ -30,6 +30,11 @@ TopicSpec = Topic | tuple[str, int, Mapping[str, str]]
 #: Where three brokers are, a record survives one of them; where fewer are, as many as there are.
 _REPLICAS = 3
 
+#: How long one wait for metadata is.
+_SLICE_S = 1.0
+#: Brokers that all refuse the connection for so long are not just restarting (a local one takes 1 to 5 s).
+_REFUSED_S = 6.0
+
 _OUT_OF_REACH = {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TRANSPORT,
@@ -113,7 +118,8 @@ def translate(
     if code in _OUT_OF_REACH:
         return BrokerError(
             f"can't {doing}: Kafka at {_place(settings)} is out of reach: {text}",
-            fix="`llmagentos status` shows the local node; for a cluster check LLMAGENTOS_BROKERS and the network",
+            fix="`llmagentos status` shows the local node; for a cluster check LLMAGENTOS_BROKERS, "
+            "LLMAGENTOS_SECURITY_PROTOCOL and the network",
             kept=kept,
         )
     if code in _TOPIC:
@@ -361,8 +367,21 @@ class Admin:
         return {tp.partition: self._result(future, doing, topic=name).offset for tp, future in futures.items()}
 
     def _metadata(self, doing: str, topic: str | None = None) -> Any:
+        """In short waits, for why there is no answer is only told to error_cb, between them."""
+        began = time.monotonic()
         with self._translated(doing, topic or ""):
-            return self._client.list_topics(topic, timeout=self.timeout_s)
+            while True:
+                left_s = began + self.timeout_s - time.monotonic()
+                try:
+                    return self._client.list_topics(topic, timeout=min(max(left_s, 0.1), _SLICE_S))
+                except KafkaException as error:
+                    self._client.poll(0)
+                    heard = {e.code() for e in self._heard}
+                    waited_s = time.monotonic() - began
+                    hopeless = heard & _LOGIN or KafkaError._SSL in heard
+                    refused = KafkaError._ALL_BROKERS_DOWN in heard and waited_s > _REFUSED_S
+                    if hopeless or refused or left_s <= 0 or error.args[0].code() not in _OUT_OF_REACH:
+                        raise
 
     def _result(self, future: Future[T], doing: str, topic: str = "") -> T:
         with self._translated(doing, topic):

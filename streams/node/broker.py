@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -153,6 +154,9 @@ class Broker:
         for sign, meaning in _SIGNS.items():
             if sign in said:
                 return f"it ended: {meaning}"
+        errors = re.findall(r"^\S+ \S+ (?:ERROR|FATAL) +(.*\n(?:\S+(?:Exception|Error)\b.*)?)", said, re.MULTILINE)
+        if errors:
+            return "it ended: " + " ".join(errors[-1].split())
         return "it ended, and its log does not say why (killed?)"
 
     def write_config(self, settings: Mapping[str, str]) -> None:
@@ -214,7 +218,8 @@ class Broker:
 
     def _logging(self) -> list[str]:
         settings = Path(__file__).with_name("log4j.properties").as_uri()
-        return [f"-Dlog4j.configuration={settings}", f"-Dnode.log={self.log_file}"]
+        # Log4j 2 is in the jars for Kafka's changing of log levels only, and complains that nobody configured it.
+        return [f"-Dlog4j.configuration={settings}", f"-Dnode.log={self.log_file}", "-Dlog4j2.statusLoggerLevel=OFF"]
 
 
 def _end_of(log: Path, size: int = 32_768) -> str:
