@@ -1,5 +1,6 @@
 """The wire format: a record as Confluent's bytes (byte 0, 4-byte big-endian schema id, Avro body), and back.
 
+Schemas are compiled to Python where they are simple, as Message's is, and fastavro does the rest and the errors.
 Logical types are taken off every schema before it is used: the bytes are the same, a time stays the integer that it
 is on the wire, and no datetime is built (2 us a field). Writer and reader functions are made once per schema and kept.
 """
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import confluent_kafka
 import fastavro
 import google_crc32c
 from fastavro.read import SchemaResolutionError
@@ -19,6 +21,7 @@ from fastavro.schema import SchemaParseException
 from fastavro.validation import ValidationError, validate
 
 from llmagentos import schemas
+from llmagentos.streams.compiled import FAILURES, compile_decoder, compile_encoder
 from llmagentos.streams.errors import RecordError, SchemaError, UnknownSchema
 from llmagentos.streams.message import Message
 from llmagentos.streams.registry import Registry, full_name
@@ -142,6 +145,16 @@ class Codec:
             raise RecordError(f"{place}: {error.what}", cause=error.cause, fix=error.fix) from error
         return Message(record, topic, partition, offset, timestamp)
 
+    def read(self, record: confluent_kafka.Message) -> Message:
+        """The message in a consumed record; raises as :meth:`message` does."""
+        return self.message(
+            record.value(),
+            record.topic() or "",
+            record.partition() or 0,
+            record.offset() or 0,
+            record.timestamp()[1],
+        )
+
     def _message_decoder(self, prefix: bytes) -> Decode:
         decode = self._decoders.get(prefix) or self._decoder(prefix)
         name = full_name(self.registry.schema(_schema_id(prefix)))
@@ -201,7 +214,7 @@ def _encoder(schema: dict[str, Any], schema_id: int) -> Encode:
     write = fastavro.schemaless_writer
     name = full_name(schema)
 
-    def encode(record: dict[str, Any]) -> bytes:
+    def by_fastavro(record: dict[str, Any]) -> bytes:
         out = io.BytesIO()
         out.write(prefix)
         try:
@@ -209,6 +222,16 @@ def _encoder(schema: dict[str, Any], schema_id: int) -> Encode:
         except _BAD_RECORD as error:
             raise _invalid(record, parsed, name, error) from error
         return out.getvalue()
+
+    fast = compile_encoder(plain(schema), prefix)
+    if fast is None:
+        return by_fastavro
+
+    def encode(record: dict[str, Any]) -> bytes:
+        try:
+            return fast(record)
+        except FAILURES:
+            return by_fastavro(record)  # which fills in defaults, or says what is wrong
 
     return encode
 
@@ -230,7 +253,7 @@ def _decoder(writer: dict[str, Any], reader: dict[str, Any] | None, schema_id: i
     read = fastavro.schemaless_reader
     name = full_name(writer)
 
-    def decode(raw: bytes) -> dict[str, Any]:
+    def by_fastavro(raw: bytes) -> dict[str, Any]:
         source = io.BytesIO(raw)
         source.seek(PREFIX_BYTES)
         try:
@@ -245,6 +268,16 @@ def _decoder(writer: dict[str, Any], reader: dict[str, Any] | None, schema_id: i
                 " it was written with another schema"
             )
         return record
+
+    fast = compile_decoder(plain(writer), PREFIX_BYTES) if wanted is None else None
+    if fast is None:
+        return by_fastavro
+
+    def decode(raw: bytes) -> dict[str, Any]:
+        try:
+            return fast(raw)
+        except FAILURES:
+            return by_fastavro(raw)  # which says what is wrong
 
     return decode
 
