@@ -121,6 +121,34 @@ def test_what_fits_no_running_node_is_refused(node: Node):
         node.up(port=ports.free(1)[0])
 
 
+def test_starts_only_what_the_settings_do_not_name(node: Node, tmp_path: Path):
+    settings = Settings(home=tmp_path / "half", brokers=node.brokers)
+    half = Node(settings)
+    try:
+        status = half.up()
+        assert [part.name for part in status.parts] == ["Redis"]
+        assert status.state == "running"
+        assert client_config(settings)["bootstrap.servers"] == node.brokers
+        assert redis_url(settings) == status.redis != node.redis
+        checks = {check.name: check.state for check in examine(settings)}
+        assert checks["kafka"] == checks["redis"] == "ok"
+        assert "java" not in checks
+        with pytest.raises(BrokerError, match="LLMAGENTOS_BROKERS is not set"):
+            client_config(Settings(home=settings.home))
+    finally:
+        half.down()
+    assert processes_of(tmp_path) == []
+
+
+def test_a_cluster_out_of_reach_is_a_problem_to_the_doctor(node: Node, tmp_path: Path):
+    lost = Settings(home=tmp_path, brokers=f"127.0.0.1:{ports.free(1)[0]}", redis=node.redis)
+    checks = {check.name: check for check in examine(lost)}
+    assert checks["kafka"].state == "problem"
+    assert "out of reach" in checks["kafka"].found
+    assert "LLMAGENTOS_BROKERS" in checks["kafka"].fix
+    assert checks["redis"].state == "ok"
+
+
 def test_survives_down_and_kill_of_each_part(own: Node):
     first = own.up()
     settings = Settings(home=own.home)
