@@ -52,6 +52,7 @@ def read_cards(settings: Settings, codec: Codec | None = None) -> dict[str, Card
             group_id=f"{settings.prefix}cards-reader",
             enable_auto_commit=False,
             enable_partition_eof=True,
+            fetch_wait_max_ms=10,  # else the broker keeps the news of the end back for half a second
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
         )

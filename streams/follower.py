@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,8 +28,8 @@ log = logging.getLogger(__name__)
 #: Records handed over at once; more only adds latency to the first of them.
 BATCH = 500
 
-#: A poll that finds nothing returns after this, and looks whether it is to stop.
-POLL_S = 0.2
+#: A poll that finds nothing returns after this, and looks whether it is to stop, or to follow more.
+POLL_S = 0.05
 
 #: Asking a broker for an offset; a healthy one answers within milliseconds.
 OFFSETS_TIMEOUT_S = 10.0
@@ -36,6 +37,10 @@ OFFSETS_TIMEOUT_S = 10.0
 
 class Follower:
     """Reads hand-assigned partitions from their current end, in a thread, and delivers batches on the event loop.
+
+    All calls to the consumer are made in that thread: confluent-kafka (2.16 at least) holds a lock during a poll that
+    it gives to nobody else between one poll and the next, so that any call in another thread waits for ever. Offsets
+    are therefore asked by a second client, which never polls.
 
     Args:
         deliver: called on the loop with records without error, in partition order; must not block.
@@ -47,20 +52,21 @@ class Follower:
     ) -> None:
         self._deliver = deliver
         self._name = name
-        self._consumer = confluent_kafka.Consumer(
-            client_config(
-                settings,
-                client_id=name,
-                group_id=f"{settings.prefix}{name}",  # librdkafka wants one; nothing joins or commits
-                enable_auto_commit=False,
-                enable_auto_offset_store=False,
-                auto_offset_reset="latest",
-                fetch_wait_max_ms=100,
-                fetch_queue_backoff_ms=5,
-                allow_auto_create_topics=False,
-            )
-            | {"logger": librdkafka_log}
-        )
+        self._config = client_config(
+            settings,
+            client_id=name,
+            group_id=f"{settings.prefix}{name}",  # librdkafka wants one; nothing joins or commits
+            enable_auto_commit=False,
+            enable_auto_offset_store=False,
+            auto_offset_reset="latest",
+            fetch_wait_max_ms=100,
+            fetch_queue_backoff_ms=5,
+            allow_auto_create_topics=False,
+        ) | {"logger": librdkafka_log}
+        self._consumer = confluent_kafka.Consumer(self._config)
+        self._offsets: confluent_kafka.Consumer | None = None
+        self._asking = threading.Lock()
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[tuple[str, int], asyncio.Task[int]] = {}
         self._stopping = threading.Event()
         self._assigned = threading.Event()
@@ -92,8 +98,7 @@ class Follower:
         """Deliver no more from *partitions*."""
         gone = [place for place in partitions if self._followed.pop(place, None) is not None]
         if gone:
-            with contextlib.suppress(KafkaException):  # one whose assignment failed is not assigned
-                self._consumer.incremental_unassign([TopicPartition(*place) for place in gone])
+            self._changes.put(lambda: self._consumer.incremental_unassign([TopicPartition(*place) for place in gone]))
 
     async def stop(self) -> None:
         """End the thread and close the consumer."""
@@ -101,11 +106,15 @@ class Follower:
         self._assigned.set()
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._consumer.close)
+        if self._offsets is not None:
+            await asyncio.to_thread(self._offsets.close)
 
     def _assign(self, topic: str, partition: int) -> int:
         try:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=OFFSETS_TIMEOUT_S)
-            self._consumer.incremental_assign([TopicPartition(topic, partition, end)])
+            with self._asking:
+                self._offsets = self._offsets or confluent_kafka.Consumer(self._config)
+                place = TopicPartition(topic, partition)
+                _, end = self._offsets.get_watermark_offsets(place, timeout=OFFSETS_TIMEOUT_S)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() in (
@@ -120,12 +129,14 @@ class Follower:
             raise BrokerError(
                 f"could not follow {topic} partition {partition}: {reason.str()}", fix="see `llmagentos doctor`"
             ) from None
+        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, end)]))
         self._assigned.set()
         return end
 
     def _poll(self) -> None:
         self._assigned.wait()  # a worker that asks nothing polls nothing
         while not self._stopping.is_set():
+            self._change()
             # consume(n, t) waits t for n records; the first one must not wait for the others.
             first = self._consumer.poll(POLL_S)
             if first is None:
@@ -138,3 +149,15 @@ class Follower:
             if good and not self._stopping.is_set():
                 with contextlib.suppress(RuntimeError):  # the loop was closed between the check and here
                     self._loop.call_soon_threadsafe(self._deliver, good)
+
+    def _change(self) -> None:
+        """Follow and unfollow what was asked for since the last poll."""
+        while True:
+            try:
+                change = self._changes.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                change()
+            except KafkaException as error:  # unassigning what has lost its topic, say
+                log.warning("%s: %s", self._name, error)
