@@ -111,6 +111,7 @@ def register(app: typer.Typer) -> None:
         output: Output = OutputOption,
     ) -> None:
         """Show the recent conversations: when, how many messages, which agents, and how they stand."""
+        from llmagentos.cli.dialogue import lapse
         from llmagentos.cli.output import errors
         from llmagentos.streams.conversations import recent
         from llmagentos.streams.entries import Decoder
@@ -129,11 +130,11 @@ def register(app: typer.Typer) -> None:
         rows = [asdict(conversation) for conversation in found[:limit]]
         if output is Output.pretty:
             for row in rows:
-                row["last"] = _ago(row["last"])
+                row["ago"] = lapse(max(0, time.time() * 1000 - row["last"]))
                 row["agents"] = ", ".join(row["agents"])
         print_rows(
             rows,
-            ["conversation", "last", "messages", "state", "agents"],
+            ["conversation", "ago", "messages", "state", "agents"],
             output=output,
             wrap=["agents"],
             empty=f"no conversation from {start} on",

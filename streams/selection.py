@@ -118,7 +118,11 @@ def select(
 
 
 def _places(settings: Settings, topic: str, partitions: int, key: bytes | None) -> list[tuple[str, int]]:
-    """Where in *topic* the records of *key* can be; in topics of others, whose partitioner isn't known, anywhere."""
-    if key is None or not topic.startswith(settings.prefix):
+    """Where in *topic* the records of *key* can be.
+
+    Anywhere in topics of others, whose partitioner isn't known, and among answers: those lie where the asker read,
+    which may have been in another conversation.
+    """
+    if key is None or not topic.startswith(settings.prefix) or topic.startswith(settings.topic("answers.")):
         return [(topic, partition) for partition in range(partitions)]
     return [(topic, murmur2_partition(key, partitions))]

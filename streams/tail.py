@@ -202,7 +202,7 @@ class Log:
                         if grow is not None:
                             reading.add(grow())
             finally:
-                self._consumer.unassign()
+                reading.close()
 
     def _complain(self) -> None:
         """Raise what error_cb was told, where it ends the reading; a broker that is away may come back."""
@@ -262,6 +262,11 @@ class _Reading:
         if new:
             self._consumer.incremental_assign([self.open[span.place] for span in new])
 
+    def close(self) -> None:
+        """Leave all partitions; a pause would outlive the assignment, and a later reading would wait for ever."""
+        self._consumer.resume([self.open[place] for place in self._paused])
+        self._consumer.unassign()
+
     def take(self, batch: Sequence[KafkaMessage], keep: Keep | None, now_s: float) -> None:
         """Put what is wanted of *batch* into the merge, and see how far each partition is."""
         merge, spans, index = self.merge, self._spans, self._index
@@ -285,7 +290,8 @@ class _Reading:
             if not self._follow:
                 if at >= span.stop:
                     merge.finish(index[place])
-                    self._consumer.pause([self.open.pop(place)])
+                    self._paused.discard(place)
+                    self._consumer.incremental_unassign([self.open.pop(place)])
             else:
                 high = self._consumer.get_watermark_offsets(tp, cached=True)[1]
                 merge.reached(index[place], at >= max(high, span.stop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +47,9 @@ class Where:
         self.failed = 0
         self.reason = ""
         try:
-            tree = ast.parse(self.expression, mode="eval")
-        except (SyntaxError, ValueError) as error:
+            with warnings.catch_warnings(action="ignore"):  # of a strange escape, say: it is no code of ours
+                tree = ast.parse(self.expression, mode="eval")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             at = getattr(error, "offset", None) or len(self.expression) + 1  # 0: more was expected at the end
             raise self._wrong(getattr(error, "msg", str(error)), at) from None
         bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
@@ -69,7 +71,8 @@ class Where:
                 )
             if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
                 raise self._wrong(f"{node.attr!r} is not a field", (node.end_col_offset or 1) - len(node.attr) + 1)
-        self._parsed = self._evaluator.parse(self.expression)
+        with warnings.catch_warnings(action="ignore"):
+            self._parsed = self._evaluator.parse(self.expression)
 
     def matches(self, fields: Mapping[str, Any]) -> bool:
         """Whether the record with these *fields* is wanted."""
