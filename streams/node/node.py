@@ -28,6 +28,8 @@ __all__ = ["KAFKA_VERSION", "Node", "Part", "Status"]
 
 #: What streams/node/jars.txt holds.
 KAFKA_VERSION = "4.4.0"
+#: Where node.json is lost, `down` looks for as many processes; it needs no ports to find them.
+_LARGEST = State("", (0, 0, 0), (0, 0, 0), 0)
 #: A broker that recovers large logs after a kill needs longer than the usual 2 to 5 s.
 _START_TIMEOUT_S = 120.0
 #: A broker closes its logs; with three, the last finds no controller and gives up by itself.
@@ -132,6 +134,12 @@ class Node:
                 fix="`llmagentos doctor` looks whether they answer; unset LLMAGENTOS_BROKERS and LLMAGENTOS_REDIS "
                 "for a local node",
             )
+        protocol = self.settings.security_protocol
+        if protocol != "PLAINTEXT" and not self.settings.brokers and not self.broker_properties:
+            raise NodeError(
+                f"the local node speaks plain text on loopback, but the settings ask for {protocol}",
+                fix="unset LLMAGENTOS_SECURITY_PROTOCOL for the local node, or set LLMAGENTOS_BROKERS to the cluster",
+            )
         with self._locked():
             self._room()
             state = self._plan(nodes, port, say)
@@ -164,10 +172,10 @@ class Node:
             NodeError: a process can't be stopped.
         """
         say = progress or _silent
-        state = State.load(self.home)
-        if state is None:
+        if not self.home.exists():
             return False
         with self._locked():
+            state = State.load(self.home) or _LARGEST
             parts = (*self._brokers(state, local=False), *self._valkeys(state, local=False))
             running = [part.daemon for part in parts if part.daemon.process()]
             brokers = [part for part in parts if isinstance(part, Broker) and part.daemon in running]

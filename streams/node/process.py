@@ -122,10 +122,12 @@ class Daemon:
 
     def _ours(self, pid: int) -> psutil.Process | None:
         child = _children.get(pid)
-        if child is not None and child.poll() is not None:
-            del _children[pid]
-            return None
         try:
+            if child is not None:
+                if child.poll() is None:  # ours for sure; it has no command line yet while it is being executed
+                    return psutil.Process(pid)
+                del _children[pid]
+                return None
             process = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE and self._is(process.cmdline()):
                 return process

@@ -250,7 +250,11 @@ def test_a_taken_port_that_was_chosen_gets_another(own: Node):
 
 def test_the_data_of_another_cluster_is_refused(own: Node):
     own.up()
-    own.down()
+    state = own.home / "node.json"
+    state.rename(own.home / "lost")  # even then all that runs is found and stopped
+    assert own.down()
+    assert processes_of(own.home) == []
+    (own.home / "lost").rename(state)
     meta = own.home / "kafka" / "1" / "data" / "meta.properties"
     cluster_id = own.status().cluster_id
     assert cluster_id is not None

@@ -184,6 +184,16 @@ class TestDaemon:
         assert not one.pid_file.exists()
         assert not psutil.pid_exists(started.pid)
 
+    def test_is_there_from_its_first_moment(self, tmp_path: Path):
+        one = daemon(tmp_path, program="tail")
+        (tmp_path / "marker").touch()
+        for _ in range(20):
+            started = one.start(["tail", "-f", tmp_path / "marker"])
+            found = one.process()
+            assert one.stop(10)
+            assert found is not None, "a process that is being executed has no command line yet"
+            assert not psutil.pid_exists(started.pid)
+
     def test_one_that_does_not_heed_is_killed(self, tmp_path: Path):
         one = daemon(tmp_path)
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
@@ -281,6 +291,11 @@ def test_three_brokers_keep_three_copies(tmp_path: Path):
 def test_wrong_numbers_of_brokers_are_refused(tmp_path: Path):
     with pytest.raises(NodeError, match="1 or 3 brokers, not 2"):
         Node(Settings(home=tmp_path)).up(2)
+
+
+def test_a_security_that_the_node_does_not_speak_is_refused(tmp_path: Path):
+    with pytest.raises(NodeError, match="plain text on loopback, but the settings ask for SSL"):
+        Node(Settings(home=tmp_path, security_protocol="SSL")).up()
 
 
 def test_nothing_to_start_where_the_settings_name_both(tmp_path: Path):
