@@ -41,6 +41,7 @@ from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.transport import attach, configure
 from llmagentos.streams.transport.consumer import Consumer
+from llmagentos.streams.transport.extension import SCHEME
 from llmagentos.streams.wire import Codec
 
 __all__ = ["EXIT_CRASHED", "EXIT_REFUSED", "EXIT_UNLOADABLE", "Status", "Worker", "read_status"]
@@ -188,10 +189,15 @@ class Worker:
 
     def _make_app(self) -> faust.App:
         app = self.loaded.app
-        broker = [URL(f"llmagentos://{host}") for host in brokers(self.settings).split(",")]
+        broker = [URL(f"{SCHEME}://{host}") for host in brokers(self.settings).split(",")]
         if app is None:
             app = faust.App(self.deployment, broker=broker, web_enabled=False, origin=None, autodiscover=False)
         else:  # the module's own: it is part of this deployment, so it joins its group on its cluster
+            if app.conf.broker[0].scheme != SCHEME:
+                raise DeploymentError(
+                    f"the Faust app in {self.loaded.path} has broker {app.conf.broker[0]}",
+                    fix=f'write faust.App(..., broker="{SCHEME}://"): the deployment\'s cluster, on our transport',
+                )
             app.conf.id = self.deployment
             app.conf.broker = broker
             app.conf.web_enabled = False
