@@ -142,7 +142,7 @@ def register(app: typer.Typer) -> None:
         if test is not None and test.failed:
             _note(f"--where can't be told of {test.failed:,} records, which are not shown; of the first: {test.reason}")
         if not shown:
-            _note(_nothing(names or (), conversation, start))
+            _note(_nothing(names or (), conversation, start, where))
 
 
 def _printer(output: Form, conversation: str | None, full: bool) -> _Printer:
@@ -187,11 +187,14 @@ def _other(value: Any) -> Any:
     return said(value) if isinstance(value, bytes) else str(value)
 
 
-def _nothing(names: Iterable[str], conversation: str | None, start: str | None) -> str:
-    where = ", ".join(names) or "any agent's topics"
-    what = "nothing" if conversation is None else f"nothing of conversation {conversation}"
-    since = f" from {start}" if start is not None else ""
-    return f"{what} in {where}{since}" + ("" if conversation or start else "; --from beginning looks further back")
+def _nothing(names: Iterable[str], conversation: str | None, start: str | None, where: str | None) -> str:
+    parts = ["nothing" if conversation is None else f"nothing of conversation {conversation}"]
+    parts.append(f"in {', '.join(names) or 'the topics of any agent'}")
+    if start is not None:
+        parts.append(f"from {start} on")
+    if where is not None:
+        parts.append(f"where {where}")
+    return " ".join(parts) + ("" if conversation or start else "; --from beginning looks further back")
 
 
 def _note(text: str) -> None:
