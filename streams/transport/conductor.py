@@ -7,12 +7,16 @@ producer's back-pressure are looked at once a batch (by the consumer), and decod
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import confluent_kafka
 from faust.channels import Channel
 from faust.exceptions import KeyDecodeError, ValueDecodeError
+from faust.serializers.schemas import Schema
+from faust.topics import Topic as FaustTopic
 from faust.transport.conductor import Conductor as FaustConductor
 from faust.types import TP
 from faust.types.transports import ConsumerCallback
@@ -54,12 +58,27 @@ class Received(ConsumerMessage):
         self.generation_id = 0
 
 
+def _drive(channel: Any, message: Received) -> Any:
+    """Run the channel's own decoder by hand: it has no reason to wait."""
+    step = channel.decode(message, propagate=True)
+    try:
+        step.send(None)
+    except StopIteration as done:
+        return done.value
+    step.close()
+    raise TypeError(f"the decoder of {channel} waits for something; it must be done at once")
+
+
 class Conductor(FaustConductor):
     """Knows which channels take which partition, and fills their queues."""
 
     #: A topic added while the app runs is subscribed after this many seconds, so that several added together make
     #: one rebalance. (Faust waits for 45 s, which is longer than an `ask` does.)
     _resubscribe_sleep_lock_seconds: float = 0.5
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
+        super().__init__(app, **kwargs)
+        self._decoders: WeakKeyDictionary[Any, Callable[[Received], Any]] = WeakKeyDictionary()
 
     def _compile_message_handler(self) -> ConsumerCallback:
         async def unused(message: Message) -> None:
@@ -96,28 +115,50 @@ class Conductor(FaustConductor):
             self._fill(channel, messages)
 
     def _fill(self, channel: Any, messages: list[Received]) -> None:
-        queue, decode = channel.queue, channel.decode
+        queue = channel.queue
         put = queue._queue.append
+        decode = self._decoders.get(channel)
+        if decode is None:
+            decode = self._decoders[channel] = self._decoder(channel)
         added = 0
         for message in messages:
             try:
-                # Decoding has no reason to wait; driven by hand it costs a tenth of a task's turn.
-                step = decode(message, propagate=True)
-                step.send(None)
-            except StopIteration as done:
-                put(done.value)
+                put(decode(message))
                 added += 1
             except (KeyDecodeError, ValueDecodeError) as error:
                 self._undecodable(channel, message, error)
-            else:
-                step.close()
-                raise TypeError(f"the decoder of {channel} waits for something; it must be done at once")
         if not added:
             return
         queue._unfinished_tasks += added
         queue._finished.clear()
         for _ in range(min(added, len(queue._getters))):
             queue._wakeup_next(queue._getters)
+
+    def _decoder(self, channel: Any) -> Callable[[Received], Any]:
+        """A plain function that makes *channel*'s events, or raises as its own decoder does."""
+        app: Any = self.app
+        schema = channel.schema
+        event = app.conf.Event
+        if type(schema) is not Schema or type(channel)._compile_decode is not FaustTopic._compile_decode:
+            return partial(_drive, channel)
+        key_type, value_type, allow_empty = schema.key_type, schema.value_type, schema.allow_empty
+        key_codec = schema.key_serializer or app.serializers.key_serializer
+        value_codec = schema.value_serializer or app.serializers.value_serializer
+        loads_key: Any = None
+        loads_value: Any = None
+        if not (key_type is bytes and key_codec in (None, "raw")):
+            loads_key = partial(app.serializers.loads_key, key_type, serializer=schema.key_serializer)
+        if not (value_type is bytes and value_codec == "raw"):
+            loads_value = partial(app.serializers.loads_value, value_type, serializer=schema.value_serializer)
+
+        def decode(message: Received) -> Any:
+            key = message.key if loads_key is None else loads_key(message.key)
+            value = message.value
+            if loads_value is not None and not (value is None and allow_empty):
+                value = loads_value(value)
+            return event(app, key, value, message.headers, message)
+
+        return decode
 
     def _undecodable(self, channel: Any, message: Received, error: KeyDecodeError | ValueDecodeError) -> None:
         """Say so and go on with the next one.

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from threading import get_ident
 from time import monotonic
 from typing import Any, cast
 
@@ -86,11 +87,17 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self._commit_lock = asyncio.Lock()
         self._draining = False  # a hand-out is scheduled
         self._acked = asyncio.Event()  # something finished, for those who drain
+        self._drainers = 0
+        self._thread = get_ident()  # the event loop's, from the start on
         self.joined = False  # the group has given this worker its partitions, which may be none
         self.joined = False
         self._finished = False  # the worker stops: nothing is handed out or committed any more
         self._spawned: set[asyncio.Task[Any]] = set()
         super().__init__(loop=loop, **kwargs)
+
+    async def on_start(self) -> None:
+        """Remember which thread the loop runs in."""
+        self._thread = get_ident()
 
     # -- subscription -------------------------------------------------------------------------------------------
 
@@ -286,12 +293,14 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         timeout_s = self.settings.drain_timeout_s
         sinks = [asyncio.ensure_future(sink.revoked(mine)) for sink, mine in self._sinks_for(tps)]
         deadline = monotonic() + timeout_s
+        self._drainers += 1
         while any(message.tp in tps for message in self._unacked):
             self._acked.clear()
             try:
                 await asyncio.wait_for(self._acked.wait(), max(0.0, deadline - monotonic()))
             except TimeoutError:
                 break
+        self._drainers -= 1
         if sinks:
             _, late = await asyncio.wait(sinks, timeout=max(0.0, deadline - monotonic()) + 0.5)
             for task in late:
@@ -343,16 +352,18 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
     def ack(self, message: Any) -> bool:
         """The last of its streams has finished with *message*."""
         message.acked = True
-        if asyncio._get_running_loop() is None:  # Event.ack may be called from any thread; the gate may not
-            self.loop.call_soon_threadsafe(self._finish_message, message)
+        if get_ident() == self._thread:  # Event.ack may be called from any thread; the gate may not
+            self.finish_message(message)
         else:
-            self._finish_message(message)
+            self.loop.call_soon_threadsafe(self.finish_message, message)
         return True
 
-    def _finish_message(self, message: Any) -> None:
+    def finish_message(self, message: Any) -> None:
+        """As :meth:`ack`, for the loop's own thread; *message* is marked already."""
         message.gate.finish(message.offset)
         self._unacked.discard(message)
-        self._acked.set()
+        if self._drainers:
+            self._acked.set()
 
     def track_message(self, message: Any) -> None:
         """Count *message* as in flight."""

@@ -20,6 +20,9 @@ from llmagentos.streams.transport.topics import declare
 
 __all__ = ["Producer", "Sent"]
 
+#: Sends between two looks at the producer's bounds: a hundredth of them.
+SENDS = 200
+
 
 class Sent(Delivery):
     """A delivery that is told as Faust does: awaiting it gives a `RecordMetadata`."""
@@ -60,10 +63,12 @@ class Producer(FaustProducer):
     Attributes:
         core: the project's producer, to send past Faust with; None before the start.
         direct: whether topics may post to it at once (it runs, and no sensor listens to sends).
+        look_at: the value of `core.sent` from which on :meth:`make_room` is due before the next send.
     """
 
     core: Core | None = None
     direct = False
+    look_at = 0
 
     def __init__(self, transport: Any, loop: Any = None, **kwargs: Any) -> None:
         super().__init__(transport, loop, **kwargs)
@@ -85,6 +90,13 @@ class Producer(FaustProducer):
         if self.core is not None:
             await self.core.stop()
             self.core = None
+
+    async def make_room(self) -> None:
+        """Wait while the producer is full; it is not looked at for the next :data:`SENDS` sends."""
+        assert self.core is not None, "the producer runs"
+        if self.core.full:
+            await self.core.ebb()
+        self.look_at = self.core.sent + SENDS
 
     def post(
         self, topic: str, key: Any, value: Any, partition: int | None, timestamp: float | None, headers: Any

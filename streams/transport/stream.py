@@ -29,6 +29,10 @@ __all__ = ["Monitor", "Stream", "Topic"]
 FAIR = 50
 
 
+#: What an iteration yields.
+_VALUE, _EVENT, _ITEM = range(3)
+
+
 class Monitor(FaustMonitor):
     """Faust's monitor; counts what streams count, and leaves out the times of single events."""
 
@@ -42,11 +46,21 @@ class Stream(FaustStream[Any]):
     """Iterates over a channel. Taken events are in flight until acknowledged; a revocation waits for those only."""
 
     def __aiter__(self) -> AsyncIterator[Any]:
-        iterator = self._iterate()
-        self._active_agens.add(cast(Any, iterator))
+        return self._track(self._iterate(_VALUE))
+
+    def events(self) -> AsyncIterator[Any]:
+        """Iterate over the events: key, value, headers, and the message behind them."""
+        return self._track(self._iterate(_EVENT))
+
+    def items(self) -> AsyncIterator[Any]:
+        """Iterate over (key, value)."""
+        return self._track(self._iterate(_ITEM))
+
+    def _track(self, iterator: Any) -> Any:
+        self._active_agens.add(iterator)
         return iterator
 
-    async def _iterate(self) -> AsyncIterator[Any]:
+    async def _iterate(self, what: int) -> AsyncIterator[Any]:
         self._finalized = True
         started = await self.maybe_start()
         app = cast(Any, self.app)
@@ -59,7 +73,7 @@ class Stream(FaustStream[Any]):
         processors = self._processors
         joins = self.join_strategy is not None or type(self).on_merge is not Stream.on_merge
         monitor, listen = app.monitor, not quiet(app)
-        unacked = consumer.unacked
+        unacked, finish = consumer.unacked, consumer.finish_message
         acking = app.topics.acking_topics
         skipped = self._skipped_value
         turn = 0
@@ -122,13 +136,22 @@ class Stream(FaustStream[Any]):
                 try:
                     if value is not skipped:
                         self.events_total += 1
-                        yield value
+                        if what == _VALUE:
+                            yield value
+                        elif event is not None:
+                            yield event if what == _EVENT else (event.key, event.value)
                 finally:
                     self.current_event = None
                     if event is not None and (do_ack or value is skipped):
-                        last = event.message.ack(consumer)
+                        message = event.message
+                        if message.refcount == 1 and not message.acked:  # Message.ack, for most: 1.5 us less
+                            message.refcount = 0
+                            message.acked = True
+                            finish(message)
+                            last = True
+                        else:
+                            last = message.ack(consumer)
                         if listen:
-                            message = event.message
                             self._on_stream_event_out(message.tp, message.offset, self, event, state)
                             if last:
                                 self._on_message_out(message.tp, message.offset, message)
@@ -167,11 +190,15 @@ class Topic(FaustTopic):
                 key_serializer=key_serializer, value_serializer=value_serializer, callback=callback, force=force,
             )  # fmt: skip
         using = schema or self.schema
-        if headers is not None or type(using) is not Schema:
+        plain = type(using) is Schema
+        if headers is not None or not plain:
             headers = self.prepare_headers(headers)
-        if key is not None:
+        # Faust passes bytes as they are, through six calls; so does this, without.
+        if key is not None and not (plain and type(key) is bytes):
             key, headers = using.dumps_key(app, key, serializer=key_serializer, headers=headers)
-        value, headers = using.dumps_value(app, value, serializer=value_serializer, headers=headers)
-        if producer.core.full:
-            await producer.core.ebb()
+        if not (plain and type(value) is bytes):
+            value, headers = using.dumps_value(app, value, serializer=value_serializer, headers=headers)
+        core = producer.core
+        if core.sent >= producer.look_at:
+            await producer.make_room()
         return producer.post(self.get_topic_name(), key, value, partition, timestamp, headers)
