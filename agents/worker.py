@@ -35,7 +35,14 @@ from llmagentos.agents.inbox import Inbox, Room
 from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.outputs import Outputs
 from llmagentos.streams.endpoints import brokers
-from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
+from llmagentos.streams.errors import (
+    AccessError,
+    DeploymentError,
+    IncompatibleSchema,
+    LLMAgentOSError,
+    SettingsError,
+    TopicError,
+)
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
@@ -51,6 +58,9 @@ log = logging.getLogger("llmagentos.worker")
 EXIT_CRASHED = 1
 EXIT_UNLOADABLE = 3
 EXIT_REFUSED = 4
+
+#: What somebody has to mend; a broker out of reach, say, comes back by itself, and then a new start helps.
+_REFUSALS = (TopicError, AccessError, DeploymentError, SettingsError, IncompatibleSchema)
 
 #: The status file is written anew this often, so that a reader sees a worker that hangs; it is one small file.
 STATUS_INTERVAL_S = 5.0
@@ -314,7 +324,7 @@ async def _serve(settings: Settings, args: argparse.Namespace, loaded: LoadedMod
         await worker.run()
     except LLMAgentOSError as error:
         log.error("%s", error)
-        return EXIT_REFUSED
+        return EXIT_REFUSED if isinstance(error, _REFUSALS) else EXIT_CRASHED
     except Exception:
         log.exception("worker %s crashed", worker.name)
         return EXIT_CRASHED
