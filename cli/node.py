@@ -52,17 +52,24 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def down(data: Path | None = _DATA) -> None:  # pyright: ignore[reportUnusedFunction]
-        """Stop the local Kafka and Redis. Their data stays.
+        """Stop the local Kafka and Redis. Their data stays, and workers wait until it is up again.
 
         Example:
 
             llmagentos down
         """
+        from llmagentos.agents.deployment import running_deployments
         from llmagentos.cli.output import errors
 
+        node = _node(data)
         with _progress() as progress:
-            ran = _node(data).down(progress)
+            ran = node.down(progress)
         errors.print("stopped; the data stays" if ran else "nothing ran")
+        if waiting := running_deployments(node.home):
+            errors.print(
+                f"workers of {', '.join(waiting)} still run, and go on when the node is up again; "
+                "`llmagentos undeploy --all` ends them"
+            )
 
     @app.command()
     def status(data: Path | None = _DATA, output: Output = OutputOption) -> None:  # pyright: ignore[reportUnusedFunction]
