@@ -134,6 +134,8 @@ class Node:
                 fix="`llmagentos doctor` looks whether they answer; unset LLMAGENTOS_BROKERS and LLMAGENTOS_REDIS "
                 "for a local node",
             )
+        if nodes not in (None, 1, 3):
+            raise NodeError(f"a node has 1 or 3 brokers, not {nodes}", fix="`llmagentos up --nodes 3`")
         protocol = self.settings.security_protocol
         if protocol != "PLAINTEXT" and not self.settings.brokers and not self.broker_properties:
             raise NodeError(
@@ -310,8 +312,6 @@ class Node:
         state = State.load(self.home)
         if state is None:
             count = nodes or 1
-            if count not in (1, 3):
-                raise NodeError(f"a node has 1 or 3 brokers, not {count}", fix="`llmagentos up --nodes 3`")
             found = ports.free(2 * count + 1, taken=[port] if port else [])
             client_ports = [port or found[0], *found[1:count]]
             state = State(
