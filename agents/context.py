@@ -98,7 +98,6 @@ class Context:
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
     ) -> None:
         """As :meth:`reply`, without waiting where the producer is full: for the engine, which waits elsewhere."""
-        self._replied = True
         cause = self.message
         answer = self._outputs.child(
             cause,
@@ -111,6 +110,7 @@ class Context:
             usage=usage,
         )
         self._outputs.to_asker(answer, cause)
+        self._replied = True
 
     async def tell(
         self,

@@ -199,18 +199,25 @@ class Worker:
 
     def _make_app(self) -> faust.App:
         app = self.loaded.app
-        broker = [URL(f"{SCHEME}://{host}") for host in brokers(self.settings).split(",")]
         if app is None:
-            app = faust.App(self.deployment, broker=broker, web_enabled=False, origin=None, autodiscover=False)
-        else:  # the module's own: it is part of this deployment, so it joins its group on its cluster
-            if app.conf.broker[0].scheme != SCHEME:
-                raise DeploymentError(
-                    f"the Faust app in {self.loaded.path} has broker {app.conf.broker[0]}",
-                    fix=f'write faust.App(..., broker="{SCHEME}://"): the deployment\'s cluster, on our transport',
-                )
-            app.conf.id = self.deployment
-            app.conf.broker = broker
-            app.conf.web_enabled = False
+            hosts = brokers(self.settings).split(",")
+            app = faust.App(
+                self.deployment,
+                broker=[URL(f"{SCHEME}://{host}") for host in hosts],
+                web_enabled=False,
+                origin=None,
+                autodiscover=False,
+            )
+        elif app.conf.broker[0].scheme != SCHEME:
+            raise DeploymentError(
+                f"the Faust app in {self.loaded.path} has broker {app.conf.broker[0]}",
+                fix=f'write faust.App(..., broker="{SCHEME}://"): the deployment\'s cluster, on our transport',
+            )
+        elif app.conf.id != self.deployment:  # the consumer group is one thing, and can't have two names
+            raise DeploymentError(
+                f"the Faust app in {self.loaded.path} is named {app.conf.id!r}, its deployment {self.deployment!r}",
+                fix=f"deploy it with --name {app.conf.id}, or write faust.App({self.deployment!r}, ...)",
+            )
         configure(app, self.settings)
         return app
 
@@ -241,9 +248,12 @@ class Worker:
         self._stopping.set()
 
     def _owned_changed(self, kind: str, tps: set[TP]) -> None:
-        assigned = sorted(f"{tp.topic}:{tp.partition}" for inbox in self._inboxes.values() for tp in inbox.owned)
-        self._status.assigned = assigned
-        log.info("%s %s; now %s", kind, sorted(f"{tp.topic}:{tp.partition}" for tp in tps), assigned)
+        self._status.assigned = sorted(
+            f"{tp.topic}:{tp.partition}" for inbox in self._inboxes.values() for tp in inbox.owned
+        )
+        for topic in sorted({tp.topic for tp in tps}):
+            partitions = sorted(tp.partition for tp in tps if tp.topic == topic)
+            log.info("%s: %s partitions %s", topic, kind, ", ".join(map(str, partitions)))
 
     async def _report(self) -> None:
         """Keep the status file true: at once when joined or rebalanced, and now and then."""

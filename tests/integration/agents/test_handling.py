@@ -341,7 +341,7 @@ async def test_faust_agents_and_timers_of_the_module_run_beside(deploy, settings
         import faust
         from llmagentos.agents import agent
 
-        app = faust.App("mine", broker="llmagentos://localhost:9")
+        app = faust.App("{settings.prefix}users", broker="llmagentos://")
         plain = app.topic("{settings.prefix}plain", value_type=bytes, value_serializer="raw")
         seen = app.topic("{settings.prefix}seen", value_serializer="raw")
 
@@ -365,3 +365,16 @@ async def test_faust_agents_and_timers_of_the_module_run_beside(deploy, settings
     seen = await read_topic(settings, "seen", 1, raw=True, wanted=lambda value: value.startswith(b"faust"))
     assert seen == [b"faust hello"]
     assert await read_topic(settings, "seen", 2, raw=True, wanted=lambda value: value == b"tick") == [b"tick"] * 2
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        ('faust.App("other", broker="llmagentos://")', "is named 'other', its deployment"),
+        ('faust.App("users", broker="kafka://localhost:9092")', "has broker kafka://localhost:9092"),
+    ],
+)
+async def test_a_faust_app_that_does_not_fit_is_refused(deploy, app: str, says: str) -> None:
+    with pytest.raises(DeploymentError, match=says) as caught:
+        await deploy(ECHO + f"\n    import faust\n    app = {app}\n")
+    assert caught.value.fix
