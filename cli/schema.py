@@ -170,14 +170,15 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(schema, dict) or schema.get("type") != "record":
-            raise InputError(f"{path} holds no record", fix='its schema must be {"type": "record", "name": ..., ...}')
-        fastavro.parse_schema(json.loads(json.dumps(schema)))  # a copy, as it marks what it has parsed
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    except (SchemaParseException, KeyError, TypeError, AttributeError) as error:
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise InputError(f"{path} holds no record", fix='its schema must be {"type": "record", "name": ..., ...}')
+    try:
+        fastavro.parse_schema(json.loads(json.dumps(schema)))  # a copy, as it marks what it has parsed
+    except (SchemaParseException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no Avro schema: {type(error).__name__}: {error}") from error
     return schema
 

@@ -23,7 +23,7 @@ FIELDS: Final = (
 )  # fmt: skip
 
 _TYPES: Final = frozenset(get_args(MessageType))
-_STEP: Final = re.compile(r"""\.?"((?:[^"\\]|\\.)*)"|\.([^.\[\]"{}]+)|\[(\d+)\]|\["((?:[^"\\]|\\.)*)"\]""")
+_STEP: Final = re.compile(r"""\.?"((?:[^"\\]|\\.)*)"|\.([^.\[\]"{}]+)|\.?\[(\d+)\]|\.?\["((?:[^"\\]|\\.)*)"\]""")
 
 _HELP: Final = (
     f"FIELD=SOURCE: a field is one of {', '.join(FIELDS)} or attributes.NAME; a source is a path such as .conversation"
@@ -173,7 +173,7 @@ def _identity(field: str, value: Any) -> str:
 
 
 def _type(field: str, value: Any) -> str:
-    if value not in _TYPES:
+    if not isinstance(value, str) or value not in _TYPES:
         raise Unfit(f"{field} is {value!r}, which is none of {', '.join(sorted(_TYPES))}")
     return value
 

@@ -251,7 +251,12 @@ def encode_content(content: object) -> tuple[bytes, str]:
         RecordError: *content* can't be said in JSON.
     """
     if isinstance(content, str):
-        return content.encode(), TEXT
+        try:
+            return content.encode(), TEXT
+        except UnicodeEncodeError as error:
+            raise RecordError(
+                f"text can't be sent: {error}", cause="invalid", fix="send bytes, or other text"
+            ) from error
     if isinstance(content, bytes):
         return content, BYTES
     if content is None:

@@ -522,7 +522,7 @@ class Producer:
         if code == KafkaError.MSG_SIZE_TOO_LARGE:
             return RecordTooLarge(
                 f"can't {place}: the limit is {self.settings.max_message_bytes:,} bytes (setting max_message_bytes),"
-                " or less where the topic's max.message.bytes is lower",
+                " or less where the topic's max.message.bytes is lower (Kafka then refuses the whole batch it was in)",
                 cause="too-large",
                 fix="send a smaller body, or raise LLMAGENTOS_MAX_MESSAGE_BYTES and the topic's max.message.bytes",
             )
