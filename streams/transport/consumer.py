@@ -234,7 +234,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         try:
             await self.transport.rebalance.assigned(set(self._inboxes), new)
         except Exception as error:  # noqa: BLE001 - whatever it was, the worker can't go on
-            await self.crash(error)
+            await self._end(error)
 
     def release(self, tps: Iterable[TP]) -> None:
         """The app is ready for *tps*: fetch and hand out."""
@@ -280,7 +280,12 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
 
     def failed(self, error: LLMAgentOSError) -> None:
         """Reading can't go on."""
-        self._spawn(self.crash(error))
+        self._spawn(self._end(error))
+
+    async def _end(self, error: BaseException) -> None:
+        """End the worker by *error*. Faust logs its repr, which leaves out what was kept and what to do."""
+        log.critical("this worker can't go on: %s", error)
+        await self.crash(error)
 
     def _sinks_for(self, tps: set[TP]) -> list[tuple[Sink, set[TP]]]:
         found = [(sink, {tp for tp in tps if tp.topic == topic}) for topic, sink in sinks_of(self.app).items()]
@@ -327,7 +332,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         try:
             await self._sent_until_now()
         except LLMAgentOSError as error:
-            self._spawn(self.crash(error))
+            self._spawn(self._end(error))
             return {}
         return offsets
 
@@ -426,7 +431,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
                     log.warning("a commit was refused, and will be tried again: %s", error)
                 trouble = True
             except LLMAgentOSError as error:
-                await self.crash(error)
+                await self._end(error)
 
     # -- Faust's flow -------------------------------------------------------------------------------------------
 

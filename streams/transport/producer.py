@@ -62,7 +62,8 @@ class Producer(FaustProducer):
 
     Attributes:
         core: the project's producer, to send past Faust with; None before the start.
-        direct: whether topics may post to it at once (it runs, and no sensor listens to sends).
+        direct: whether topics may post to it at once: it runs, no sensor listens to sends, and sends are not kept
+            until their cause is committed (stream_publish_on_commit).
         look_at: the value of `core.sent` from which on :meth:`make_room` is due before the next send.
     """
 
@@ -82,7 +83,7 @@ class Producer(FaustProducer):
         """Open the client."""
         await super().on_start()
         self.core = await Core(self.transport.settings, **self.transport.producer_properties()).start()
-        self.direct = self.transport.quiet()
+        self.direct = self.transport.quiet() and not cast(Any, self.app)._attachments.enabled
 
     async def on_stop(self) -> None:
         """Wait for what was sent, and close."""

@@ -78,15 +78,14 @@ class Stream(FaustStream[Any]):
         skipped = self._skipped_value
         turn = 0
         try:
-            while not self.should_stop:
+            while turn or not self.should_stop:
                 do_ack = self.enable_acks
                 if items:
                     turn += 1
                     if turn >= FAIR:
                         turn = 0
                         await asyncio.sleep(0)
-                        if not items:  # another actor of this agent took them
-                            continue
+                        continue  # to look whether it was stopped, or another actor of its agent took them
                     if queue._errors:
                         raise queue._errors.popleft()
                     taken = items.popleft()
@@ -184,7 +183,7 @@ class Topic(FaustTopic):
         """Send a message; await the result for where Kafka keeps it."""
         app = cast(Any, self.app)
         producer = app.producer
-        if callback is not None or not producer.direct or (app._attachments.enabled and not force):
+        if callback is not None or not producer.direct:
             return await super().send(
                 key=key, value=value, partition=partition, timestamp=timestamp, headers=headers, schema=schema,
                 key_serializer=key_serializer, value_serializer=value_serializer, callback=callback, force=force,

@@ -135,7 +135,10 @@ class Fleet:
 
     def committed(self) -> int:
         """The sum of the group's offsets of the source."""
-        parts = self.reader.committed([TopicPartition(self.source, p) for p in range(PARTITIONS)], 10)
+        try:
+            parts = self.reader.committed([TopicPartition(self.source, p) for p in range(PARTITIONS)], 10)
+        except KafkaException:  # the coordinator moves, or has just come back
+            return -1
         return sum(max(0, part.offset) for part in parts)
 
     def read(self, topic: str) -> list[Any]:
