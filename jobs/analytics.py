@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmagentos.jobs.runs import Run, recorded
 from llmagentos.jobs.spark import Progress, require_extra, session, watched
 from llmagentos.jobs.store import BATCH_ROWS, Store
-from llmagentos.jobs.topics import Span, window
+from llmagentos.jobs.topics import Span
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.settings import Settings
 
@@ -96,8 +96,13 @@ def run(
             "dead_letter": Store(folder / "dead_letters", settings, DEAD_TOPICS, "dead_letter", DEAD_FIELDS),
         }
         for store in stores.values():
-            spans = window(settings, *store.patterns, since_ms=since_ms, until_ms=until_ms) if windowed else None
-            taken = store.update(spark, spans=spans, allow_loss=allow_loss, batch_rows=batch_rows, progress=progress)
+            taken = store.update(
+                spark,
+                window=(since_ms, until_ms) if windowed else None,
+                allow_loss=allow_loss,
+                batch_rows=batch_rows,
+                progress=progress,
+            )
             this.inputs |= _by_topic(taken.spans)
             this.lost |= _by_topic(taken.lost)
             this.rows += taken.rows

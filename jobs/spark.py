@@ -93,8 +93,17 @@ def session(
             spark = SparkSession(context)
             try:
                 yield spark
+            except Exception as error:
+                if gateway.proc is not None and gateway.proc.poll() is not None:
+                    raise JobError(
+                        f"Spark's JVM ended, with status {gateway.proc.returncode}: {_last_words(log)}",
+                        kept="what was done before; a run that is started again goes on there",
+                        fix=f"read {log}; where it is memory, give it more, or run it elsewhere with --master",
+                    ) from error
+                raise
             finally:
-                spark.stop()
+                if gateway.proc is None or gateway.proc.poll() is None:
+                    spark.stop()
         finally:
             _stop(gateway)
 
@@ -231,6 +240,8 @@ def _properties(settings: Settings, name: str, master: str, progress: Progress |
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
+    # A batch reads each partition once: consumers that are kept only hold on to what they fetched, 8 MiB each.
+    properties["spark.kafka.consumer.cache.capacity"] = "16"
     if master.startswith("local"):
         cores = os.cpu_count() or 1
         heap_mib = psutil.virtual_memory().total // (6 * 1024 * 1024)  # a sixth: the broker and workers live here too
@@ -282,11 +293,15 @@ def _java(settings: Settings, progress: Progress | None) -> Path:
 def _stop(gateway: Any) -> None:
     """End the JVM, and let pyspark forget it: the next session starts its own, with its own memory and jars."""
     from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
+    process = gateway.proc
+    if process is not None and process.poll() is not None:  # it died: pyspark can't have been told
+        SparkContext._active_spark_context = None  # pyright: ignore[reportPrivateUsage]
+        SparkSession._instantiatedSession = None  # pyright: ignore[reportPrivateUsage]
     SparkContext._gateway = None  # pyright: ignore[reportPrivateUsage]
     SparkContext._jvm = None  # pyright: ignore[reportPrivateUsage]
     gateway.shutdown()
-    process = gateway.proc
     if process is None:
         return
     process.stdin.close()  # the JVM ends when its standard input does
@@ -298,8 +313,9 @@ def _stop(gateway: Any) -> None:
 
 
 def _last_words(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if "Error" in line or "Exception" in line]
+    return (telling or lines or ["it said nothing"])[-1]
 
 
 def _reason(error: Exception) -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmagentos.jobs.spark import Progress, watched
 from llmagentos.jobs.topics import Ends, Span, ends, partitions, records
+from llmagentos.jobs.topics import window as offsets_of
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import JobError
 from llmagentos.streams.settings import Settings
@@ -80,7 +81,7 @@ class Store:
         self,
         spark: SparkSession,
         *,
-        spans: Sequence[Span] | None = None,
+        window: tuple[int | None, int | None] | None = None,
         allow_loss: bool = False,
         batch_rows: int = BATCH_ROWS,
         progress: Progress | None = None,
@@ -88,7 +89,8 @@ class Store:
         """Take over what is new since the last update.
 
         Args:
-            spans: just these, in place of all that is new; for a store of one window.
+            window: just the records with since_ms <= timestamp < until_ms, in place of all that is new; for a
+                store of its own.
             allow_loss: go on where retention, or a topic made anew, has taken offsets that weren't read yet.
             batch_rows: offsets in one batch.
 
@@ -105,10 +107,12 @@ class Store:
             available, lost = _still_there(todo, ends(self.settings, [(s.topic, s.partition) for s in todo]))
             self._refuse(lost, allow_loss)
             taken.lost += lost
-            self._take(spark, number, available, taken, progress)
-        if spans is None:
+            self._take(spark, number, available, taken, progress, window)
+        if window is None:
             spans, lost = self._new(allow_loss)
             taken.lost += lost
+        else:
+            spans = offsets_of(self.settings, *self.patterns, since_ms=window[0], until_ms=window[1])
         number = len(list(self._log.glob("*.plan.json")))
         for part in _batches(spans, batch_rows):
             position = self._position() | {(span.topic, span.partition): span.end for span in part}
@@ -117,7 +121,7 @@ class Store:
                 "position": [[*place, offset] for place, offset in sorted(position.items())],
             }
             write_json(self._file(number, "plan"), plan)
-            self._take(spark, number, part, taken, progress)
+            self._take(spark, number, part, taken, progress, window)
             number += 1
         return taken
 
@@ -132,7 +136,13 @@ class Store:
     # -- how
 
     def _take(
-        self, spark: SparkSession, number: int, spans: Sequence[Span], taken: Taken, progress: Progress | None
+        self,
+        spark: SparkSession,
+        number: int,
+        spans: Sequence[Span],
+        taken: Taken,
+        progress: Progress | None,
+        window: tuple[int | None, int | None] | None,
     ) -> None:
         from pyspark.sql import functions as F
 
@@ -144,7 +154,10 @@ class Store:
         files = min(len(spans), max(2 * spark.sparkContext.defaultParallelism, offsets // _FILE_ROWS))
         what = f"reading {offsets:,} {self.schema.replace('_', ' ')}s"
         with watched(spark, what, progress):
-            frame = records(spark, self.settings, spans, self.schema, fields=self.fields)
+            since_ms, until_ms = window or (None, None)
+            frame = records(
+                spark, self.settings, spans, self.schema, fields=self.fields, since_ms=since_ms, until_ms=until_ms
+            )
             frame.coalesce(max(files, 1)).write.option("compression", "zstd").parquet(target)
             # Counted from what is on disk, not from what was meant to be.
             counted = spark.read.parquet(target).agg(F.count(F.lit(1)).alias("rows"), F.count("cause").alias("bad"))

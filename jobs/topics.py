@@ -39,6 +39,8 @@ CAUSES = ("no value", "wrong magic byte", "unknown schema id", "undecodable body
 #: Kafka's default of 1 MiB makes a request of nearly every batch: 8 MiB doubled the rows a second.
 _FETCH_BYTES = 8 * 1024 * 1024
 _ADMIN_TIMEOUT_S = 30.0
+#: By how much a record may be older than one before it: some delivery timeouts (120 s), and clocks that differ.
+_DISORDER_MS = 10 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -90,10 +92,11 @@ def ends(settings: Settings, places: Iterable[tuple[str, int]]) -> dict[tuple[st
 
 
 def window(settings: Settings, *patterns: str, since_ms: int | None = None, until_ms: int | None = None) -> list[Span]:
-    """The offsets of the records with *since_ms* <= timestamp < *until_ms*; only spans that hold any.
+    """Offsets that hold every record with *since_ms* <= timestamp < *until_ms*; only spans that aren't empty.
 
-    Kafka finds them by its time index: where a partition's timestamps are not in order, its span reaches from the
-    first record at or after the one time to the first at or after the other.
+    Kafka finds them by its time index. Timestamps come from producers, so a partition's are not quite in order: a
+    span goes on until ten minutes after *until_ms*, and :func:`records` leaves out what is not in the window. A
+    record that lies behind others which are newer by more than that is not found.
 
     Args:
         patterns: as :func:`partitions` takes them.
@@ -111,7 +114,10 @@ def window(settings: Settings, *patterns: str, since_ms: int | None = None, unti
         # No record so late: the span begins, or ends, behind the last one.
         return {place: known[place].last if offset < 0 else offset for place, offset in found.items()}
 
-    start, end = at(since_ms, lambda there: there.first), at(until_ms, lambda there: there.last)
+    start, end = (
+        at(since_ms, lambda there: there.first),
+        at(None if until_ms is None else until_ms + _DISORDER_MS, lambda there: there.last),
+    )
     return [Span(*place, start[place], end[place]) for place in known if start[place] < end[place]]
 
 
@@ -122,6 +128,8 @@ def records(
     schema: str = "message",
     *,
     fields: Sequence[str] | None = None,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
 ) -> DataFrame:
     """The records at *spans* in one scan, decoded.
 
@@ -135,6 +143,7 @@ def records(
     Args:
         schema: one of the names in `llmagentos.schemas`, for example ``"message"``.
         fields: only these of the record, and what tells a decoded one; fewer are faster. None: all.
+        since_ms, until_ms: of these offsets only records with *since_ms* <= timestamp < *until_ms*.
 
     Raises:
         SchemaError: the registry is out of reach.
@@ -146,6 +155,10 @@ def records(
     reader, required = _reader(schema, fields)
     writers = _writers(settings, full_name(reader), {span.topic for span in spans}) if spans else {}
     raw = _raw(spark, settings, spans)
+    if since_ms is not None:
+        raw = raw.where(F.col("timestamp") >= F.timestamp_millis(F.lit(since_ms)))
+    if until_ms is not None:
+        raw = raw.where(F.col("timestamp") < F.timestamp_millis(F.lit(until_ms)))
     header = F.substring("value", 1, 5)
     headers = {number: F.lit(b"\x00" + number.to_bytes(4, "big")) for number in writers}
     options = {"mode": "PERMISSIVE", "avroSchema": _avro(reader)}
@@ -201,7 +214,7 @@ def messages(
         BrokerError, SchemaError, JobError: as :func:`window` and :func:`records` do.
     """
     spans = window(settings, *(patterns or ("agent.*", "answers.*", "replies")), since_ms=since_ms, until_ms=until_ms)
-    return records(spark, settings, spans, fields=fields).select(
+    return records(spark, settings, spans, fields=fields, since_ms=since_ms, until_ms=until_ms).select(
         "topic", "partition", "offset", "timestamp", "bytes", "record.*", "cause", "value"
     )
 

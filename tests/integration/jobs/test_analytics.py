@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+import json
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +31,9 @@ from .workload import BEGIN_MS, HOUR_MS, Truth
 pytestmark = spark_test
 
 #: More than one batch at each update.
-BATCH_ROWS = 1_000
+BATCH_ROWS = 2_000
+#: Read before the tests' own environment takes it away.
+DATA = os.environ.get("LLMAGENTOS_DATA", "")
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +121,11 @@ def test_a_window_counts_only_what_is_in_it(
 ) -> None:
     since, until = BEGIN_MS + 3 * HOUR_MS, BEGIN_MS + 6 * HOUR_MS
     run = analytics.run(module_settings, spark=spark, out=tmp_path, since_ms=since, until_ms=until)
-    inside = {key: n for key, n in grown[1].traffic.items() if since <= key[3].timestamp() * 1000 < until}
+    inside = {
+        key: n for key, n in grown[1].traffic.items() if since <= key[3].replace(tzinfo=UTC).timestamp() * 1000 < until
+    }
     assert 0 < run.rows < grown[2][0].rows
-    assert _traffic(run) == pytest.approx(inside)
+    assert _traffic(run) == inside
     assert not (tmp_path / "store").exists()
 
 
@@ -146,6 +157,39 @@ def test_a_folder_of_another_source_is_refused(
     assert "--out" in refused.value.fix
     assert runs(other)[0].status == "failed"
     assert "another source" in runs(other)[0].error
+
+
+@pytest.mark.skipif(not DATA, reason="LLMAGENTOS_DATA doesn't name the folder with sgd_dev.ndjson.gz")
+def test_real_dialogues_are_counted(spark: SparkSession, own_settings: Settings) -> None:
+    workload.ensure(own_settings, ["assistant"])
+    with gzip.open(Path(DATA) / "sgd_dev.ndjson.gz", "rt") as lines:
+        turns = [json.loads(line) for line in lines]
+    asyncio.run(workload.replay(own_settings, turns))
+    run = analytics.run(own_settings, spark=spark)
+    users = [turn for turn in turns if turn["speaker"] == "user"]
+    assert run.summary["messages"] == len(turns)
+    assert run.summary["conversations"] == len({turn["conversation"] for turn in turns})
+    traffic = _table(run, "traffic").groupby("type")["messages"].sum()
+    assert traffic.to_dict() == {"task": len(users), "result": len(turns) - len(users)}
+    latency = _table(run, "latency").iloc[0]
+    assert (latency["questions"], latency["answered"]) == (len(users), len(turns) - len(users))
+
+
+def test_the_command_says_that_a_window_is_empty(own_settings: Settings) -> None:
+    command = [sys.executable, "-m", "llmagentos.cli.main", "job", "run", "analytics", "--since", "-1h"]
+    environment = os.environ | {
+        "LLMAGENTOS_HOME": str(own_settings.home),
+        "LLMAGENTOS_BROKERS": own_settings.brokers,
+        "LLMAGENTOS_PREFIX": own_settings.prefix,
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no messages in this window" in done.stderr
+    assert "WARN" not in done.stderr
+    (run,) = runs(own_settings)
+    assert run.report in done.stdout.replace("\n", "")
+    listed = subprocess.run([*command[:4], "status", "-o", "json"], env=environment, capture_output=True, check=True)
+    assert [one["status"] for one in json.loads(listed.stdout)] == ["done"]
 
 
 def _table(run: Run, name: str) -> pd.DataFrame:

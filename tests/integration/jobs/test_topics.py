@@ -69,27 +69,28 @@ def test_a_field_that_there_is_not_is_an_error(spark: SparkSession, own_settings
         topics.records(spark, own_settings, [], fields=["colour"])
 
 
-def test_windows_are_cut_by_time_and_empty_ones_are_left_out(own_settings: Settings) -> None:
+def test_windows_are_cut_by_time_and_empty_ones_are_left_out(spark: SparkSession, own_settings: Settings) -> None:
     workload.ensure(own_settings, ["planner"])
     value = _encode(own_settings, Message.create("x", to="planner"))
     for hour in range(4):
         _produce(own_settings, [value] * 10, BEGIN_MS + hour * HOUR_MS)
 
     def count(since: int | None, until: int | None) -> int:
-        spans = topics.window(
-            own_settings,
-            "agent.*",
-            since_ms=None if since is None else BEGIN_MS + since,
-            until_ms=None if until is None else BEGIN_MS + until,
-        )
+        since_ms = None if since is None else BEGIN_MS + since
+        until_ms = None if until is None else BEGIN_MS + until
+        spans = topics.window(own_settings, "agent.*", since_ms=since_ms, until_ms=until_ms)
         assert all(span.start < span.end for span in spans)
-        return sum(span.end - span.start for span in spans)
+        frame = topics.messages(spark, own_settings, "agent.*", since_ms=since_ms, until_ms=until_ms, fields=["type"])
+        return frame.count()
 
     assert count(None, None) == 40
     assert count(HOUR_MS, 3 * HOUR_MS) == 20
     assert count(HOUR_MS + 1, None) == 20
     assert count(4 * HOUR_MS, None) == 0
     assert count(None, 0) == 0
+    _produce(own_settings, [value], BEGIN_MS + 4 * HOUR_MS)
+    _produce(own_settings, [value] * 3, BEGIN_MS + 4 * HOUR_MS - 300_000)  # five minutes older than the one before
+    assert count(3 * HOUR_MS + 1, 4 * HOUR_MS) == 3
 
 
 def test_offsets_gone_by_retention_name_the_range(spark: SparkSession, own_settings: Settings, tmp_path: Path) -> None:

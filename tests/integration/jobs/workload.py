@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import fastavro
 
@@ -95,6 +96,32 @@ def spoil(settings: Settings, truth: Truth, begin_ms: int = BEGIN_MS) -> None:
     asyncio.run(hand_over())
 
 
+async def replay(settings: Settings, turns: list[dict[str, Any]]) -> None:
+    """Send dialogues: a user's turn asks the agent `assistant`, the system's answers it."""
+    asked: dict[str, str] = {}
+    with closing(open_registry(settings)) as registry:
+        codec = Codec(registry)
+        async with Producer(settings) as producer:
+            for number, turn in enumerate(turns):
+                user = turn["speaker"] == "user"
+                message = Message.create(
+                    turn["text"],
+                    to="assistant" if user else "",
+                    conversation=turn["conversation"],
+                    sender="client" if user else "assistant",
+                    type="task" if user else "result",
+                    created_at=BEGIN_MS + number,
+                )
+                if user:
+                    asked[turn["conversation"]] = message.message_id
+                else:
+                    message.record["caused_by"] = asked[turn["conversation"]]
+                topic = settings.topic("agent.assistant" if user else "replies")
+                producer.produce(topic, codec.encode(message), turn["conversation"].encode())
+                if producer.full:
+                    await producer.ebb()
+
+
 async def _send(settings: Settings, questions: int, seed: int, begin_ms: int, hours: int) -> Truth:
     dice = random.Random(seed)
     truth = Truth(latencies={agent: [] for agent in AGENTS})
@@ -114,10 +141,11 @@ async def _send(settings: Settings, questions: int, seed: int, begin_ms: int, ho
         return out.getvalue()
 
     async with Producer(settings) as producer:
+        # Sent in order of time below, as agents do: (time, topic, value, key).
+        outbox: list[tuple[int, str, bytes, bytes]] = []
 
         def produce(topic: str, agent: str, message: Message, at_ms: int) -> None:
-            key = message.conversation_id.encode()
-            producer.produce(settings.topic(topic), encode(message), key, timestamp_ms=at_ms + 1)
+            outbox.append((at_ms + 1, settings.topic(topic), encode(message), message.conversation_id.encode()))
             truth.saw(agent, message, at_ms + 1)
 
         for number in range(questions):
@@ -139,7 +167,7 @@ async def _send(settings: Settings, questions: int, seed: int, begin_ms: int, ho
                 cause = dice.choice(("failed", "timeout", "invalid"))
                 truth.dead[agent, cause] += 1
                 value = letter(_letter(settings, agent, cause, number, question, at_ms))
-                producer.produce(settings.topic(f"dead.{agent}"), value, question.conversation_id.encode())
+                outbox.append((at_ms, settings.topic(f"dead.{agent}"), value, question.conversation_id.encode()))
                 continue
             if fate < 0.03:
                 continue  # never answered
@@ -163,7 +191,9 @@ async def _send(settings: Settings, questions: int, seed: int, begin_ms: int, ho
                 truth.tokens[question.tenant, agent, usage["model"]] += usage["tokens_out"]
             topic = "replies" if dice.random() < 0.7 else f"answers.{dice.choice(AGENTS)}"
             produce(topic, agent, answer, at_ms + latency_ms)
-            if number % 2_000 == 0:
+        for at_ms, topic, value, key in sorted(outbox):
+            producer.produce(topic, value, key, timestamp_ms=at_ms)
+            if producer.full:
                 await producer.ebb()
     return truth
 
