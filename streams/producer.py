@@ -270,8 +270,11 @@ class Producer:
             self._timer = None
         core, self._core = self._core, None
         if core is not None:
-            core.purge()  # empty after `delivered`; else its caller was cancelled and leaves them
-            core.flush(1.0)
+            try:
+                core.purge()  # empty after `delivered`; else its caller was cancelled and leaves them
+                core.flush(1.0)
+            except KafkaException as error:  # one that has failed for good says so again; its sends were told
+                log.debug("closing: %s", error)
         self._produce, self._idle = _not_started, False
 
     async def __aenter__(self) -> Self:

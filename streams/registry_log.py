@@ -121,7 +121,7 @@ class LogRegistry:
         complaints: list[KafkaError] = []
         config = client_config(
             self._settings,
-            group_id="llmagentos-unused",  # librdkafka wants one; nothing is committed, no group is joined
+            group_id=self._topic,  # librdkafka wants one; nothing is committed, no group is joined
             enable_auto_commit=False,
             enable_partition_eof=True,
             isolation_level="read_committed",
@@ -151,8 +151,8 @@ class LogRegistry:
                 elif record is not None and record.error().code() == KafkaError._PARTITION_EOF:
                     self._read_at = time.monotonic()
                     return
-                elif record is not None:
-                    raise self._failure(record.error(), "read")
+                elif record is not None and record.error().code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
+                    raise self._failure(record.error(), "read")  # and the group is not needed
         except KafkaException as error:
             raise self._failure(error, "read") from error
         finally:

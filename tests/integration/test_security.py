@@ -21,8 +21,10 @@ from pydantic import SecretStr
 
 from llmagentos.streams.admin import Admin, ensure_topics, translate
 from llmagentos.streams.endpoints import client_config
-from llmagentos.streams.errors import AccessError, BrokerError
+from llmagentos.streams.errors import AccessError, BrokerError, DeliveryError
 from llmagentos.streams.node import Node
+from llmagentos.streams.producer import Producer as Sender
+from llmagentos.streams.registry_log import LogRegistry
 from llmagentos.streams.settings import Settings
 
 MODULE = "org.apache.kafka.common.security"
@@ -155,3 +157,56 @@ def test_denied_then_allowed(root: Settings):
     assert ensure_topics(user, [(user.topic("another"), 1, {})]) == [user.topic("another")]
     assert Admin(user).topics(user.prefix).keys() == {topic, user.topic("another")}
     assert Admin(user).committed(user.topic("group"), [topic]) == {}
+
+
+async def test_sending_with_a_wrong_password_fails_at_once(root: Settings):
+    """Librdkafka would try for the delivery timeout, two minutes."""
+    began = time.monotonic()
+    async with Sender(alice(root, sasl_password=root.sasl_password)) as sender:
+        sender.produce("x", b"v", b"c-1")
+        with pytest.raises(DeliveryError, match="refused the login of user 'alice'") as caught:
+            await sender.delivered()
+    assert time.monotonic() - began < 15
+    assert isinstance(caught.value.__cause__, AccessError)
+    assert "LLMAGENTOS_SASL_PASSWORD" in caught.value.fix
+
+
+async def test_sending_is_denied_then_allowed(root: Settings):
+    root = root.model_copy(update={"prefix": "sending."})  # alice may have rights under the other already
+    topic = root.topic("agent.sent")
+    ensure_topics(root, [(topic, 1, {})])
+    async with Sender(alice(root)) as sender:
+        sender.produce(topic, b"v", b"c-1")
+        with pytest.raises(DeliveryError, match="Kafka denies it to user 'alice'") as caught:
+            await sender.delivered()
+    assert isinstance(caught.value.__cause__, AccessError)
+    allow(root, ResourceType.TOPIC, topic, AclOperation.WRITE)
+    async with Sender(alice(root)) as sender:
+        sender.produce(topic, b"v", b"c-1")
+        await sender.delivered()
+
+
+def test_registering_a_schema_is_denied_then_allowed(root: Settings):
+    root = root.model_copy(update={"prefix": "registering."})
+    schema = {"type": "record", "name": "R", "fields": []}
+    topic = root.topic("schemas")
+    assert LogRegistry(root).register("R", schema) == 1
+    with pytest.raises(AccessError, match="denies it to user 'alice'"):
+        LogRegistry(alice(root)).schema(1)
+    allow(root, ResourceType.TOPIC, topic, AclOperation.READ)
+    registry = LogRegistry(alice(root))
+    assert registry.schema(1) == schema
+    assert registry.register("R", schema) == 1, "what is there can be looked up by who may only read"
+    other = schema | {"name": "S"}
+    with pytest.raises(AccessError, match=f"transactional id {topic}-writer"):
+        registry.register("S", other)
+    allow(root, ResourceType.TOPIC, topic, AclOperation.WRITE)
+    allow(root, ResourceType.TRANSACTIONAL_ID, f"{topic}-writer", AclOperation.WRITE)
+    assert registry.register("S", other) == 2
+
+
+def allow(root: Settings, kind: ResourceType, name: str, operation: AclOperation) -> None:
+    binding = AclBinding(kind, name, ResourcePatternType.LITERAL, "User:alice", "*", operation, AclPermissionType.ALLOW)
+    client = AdminClient(client_config(root))
+    for future in client.create_acls([binding]).values():
+        future.result(10)
