@@ -118,7 +118,7 @@ def register(app: typer.Typer) -> None:
         decoder = Decoder(settings)
         printer = _printer(output, None if names else conversation, full)
         shown = 0
-        with Log(settings, follow=follow) as log:
+        with Log(settings, follow=follow, note=_note) as log:
             try:
                 for entry in select(
                     log,

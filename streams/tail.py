@@ -23,7 +23,7 @@ from confluent_kafka import (
 from confluent_kafka import Message as KafkaMessage
 
 from llmagentos.streams.endpoints import client_config
-from llmagentos.streams.errors import LLMAgentOSError
+from llmagentos.streams.errors import AccessError, BrokerError, LLMAgentOSError
 from llmagentos.streams.merge import Merge
 from llmagentos.streams.position import Position
 from llmagentos.streams.settings import Settings
@@ -40,6 +40,9 @@ BATCH = 1_000
 #: What the merge holds of one partition while others lag behind in time; beyond it the partition is paused.
 HELD_RECORDS = 20_000
 HELD_BYTES = 16 * 1024 * 1024
+
+#: A reading that gets nothing for so long, with more to come, is an error: a new leader is elected within 10 s.
+STALLED_S = 30.0
 
 #: While following, a record waits this long for earlier ones of other partitions. A producer's linger (5 ms by
 #: default) and the network are well below it; people don't notice it.
@@ -75,14 +78,20 @@ class Log:
     """The cluster's topics, as one reader sees them. Use it as a context manager; one thread at a time.
 
     Args:
-        follow: tuned for waiting at the end rather than for reading through.
+        follow: tuned for waiting at the end rather than for reading through; a cluster that goes away is waited for.
+        note: told then, and when it is back.
 
     Raises:
         BrokerError, AccessError: the cluster can't be reached, or refuses; also by every method.
     """
 
-    def __init__(self, settings: Settings, *, follow: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, follow: bool = False, note: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.settings = settings
+        self._note = note
+        self._away = False
+        self._follow = follow
         self._heard: list[KafkaError] = []
         self._looked_s = float("-inf")
         self._consumer = Consumer(
@@ -125,7 +134,12 @@ class Log:
         """As :meth:`topics`, but None where the last look was less than :data:`LOOK_S` ago."""
         if time.monotonic() - self._looked_s < LOOK_S:
             return None
-        topics = self.topics()
+        try:
+            topics = self.topics(LOOK_S)
+        except AccessError:
+            raise
+        except BrokerError:
+            topics = None  # it is waited for; what it says of that is in `_heard`
         self._looked_s = time.monotonic()
         return topics
 
@@ -189,11 +203,16 @@ class Log:
         with _Translated(self, "read"):
             try:
                 reading.add(spans)
+                moved_s = time.monotonic()
                 while reading.open or reading.merge.held:
                     batch = self._consumer.consume(BATCH, 0.05 if follow else 0.01) if reading.open else []
                     now_s = time.monotonic()
-                    if self._heard and not batch:
-                        self._complain()
+                    if batch or follow:
+                        moved_s = now_s
+                    elif now_s - moved_s > STALLED_S:
+                        raise reading.stalled()
+                    if (self._heard and not batch) or (self._away and batch):
+                        self._complain(bool(batch))
                     reading.take(batch, keep, now_s)
                     yield from reading.merge.ready(now_s)
                     reading.balance()
@@ -204,12 +223,19 @@ class Log:
             finally:
                 reading.close()
 
-    def _complain(self) -> None:
-        """Raise what error_cb was told, where it ends the reading; a broker that is away may come back."""
+    def _complain(self, records: bool) -> None:
+        """Raise what error_cb was told where it ends the reading; a follower waits for a cluster that is away."""
         heard, self._heard[:] = list(self._heard), []
+        if records and self._away:
+            self._away = False
+            self._note("Kafka is back")
         for error in heard:
-            if error.fatal() or error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION):
+            away = error.code() == KafkaError._ALL_BROKERS_DOWN
+            if error.fatal() or error.code() == KafkaError._AUTHENTICATION or (away and not self._follow):
                 raise KafkaException(error)
+            if away and not self._away and not records:
+                self._away = True
+                self._note(f"Kafka is out of reach, waiting for it: {error.str()}")
 
     def failure(self, error: KafkaException, doing: str) -> LLMAgentOSError:
         """Kafka's *error* as one of ours; where a call just ran out of time, what was heard meanwhile."""
@@ -266,6 +292,16 @@ class _Reading:
         """Leave all partitions; a pause would outlive the assignment, and a later reading would wait for ever."""
         self._consumer.resume([self.open[place] for place in self._paused])
         self._consumer.unassign()
+
+    def stalled(self) -> BrokerError:
+        """The error of a reading that gets nothing, though there is more."""
+        place, tp = next(iter(self.open.items()))
+        more = f" and {len(self.open) - 1} other partitions" if len(self.open) > 1 else ""
+        return BrokerError(
+            f"{place[0]}[{place[1]}]{more} gave no record for {STALLED_S:.0f} s, though offsets from {tp.offset} to"
+            f" {self._spans[place].stop - 1} are there",
+            fix="see whether all brokers run, and every partition has a leader: `llmagentos doctor`",
+        )
 
     def take(self, batch: Sequence[KafkaMessage], keep: Keep | None, now_s: float) -> None:
         """Put what is wanted of *batch* into the merge, and see how far each partition is."""
