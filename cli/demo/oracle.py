@@ -77,11 +77,14 @@ class Verdict:
         return [words for words, wrong in checks.items() if wrong]
 
 
-def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of the ledger, in order."""
+def read_ledger(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of the ledger from byte *start* on, in order, and the byte behind them."""
     if not path.exists():
-        return []
-    return [orjson.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]  # the last one is empty, or not whole yet
+    return [orjson.loads(line) for line in lines], start + sum(len(line) + 1 for line in lines)
 
 
 def lag(settings: Settings, group: str) -> int:
@@ -115,7 +118,7 @@ def judge(
     """
     inboxes = {agent: _read(settings, f"agent.{agent}") for agent in AGENTS}
     replies = _read(settings, "replies")
-    entries = read_ledger(ledger)
+    entries, _ = read_ledger(ledger)
     verdict = Verdict(messages=sum(map(len, inboxes.values())) + len(replies), files=len(expected))
 
     # A message handled twice sent the same outputs twice: its children's ids stand at two offsets.
@@ -145,15 +148,20 @@ def judge(
     verdict.lost += lag(settings, group)
     verdict.unequal += [path for path in by_file if path not in expected]
 
-    owned = {
-        message.message_id for message in inboxes["compiler"] if f"{message.topic}:{message.partition}" in kill.owned
+    # What was sent after the kill because of a message in a partition that the dead worker owned, another one sent.
+    orphaned = {
+        message.message_id
+        for records in inboxes.values()
+        for message in records
+        if f"{message.topic}:{message.partition}" in kill.owned
     }
-    taken_over = [
-        entry["at"]
-        for entry in entries
-        if entry["at"] > kill.at and entry["pid"] != kill.pid and entry["message_id"] in owned
+    sent = [
+        message.timestamp / 1000 - kill.at
+        for records in (inboxes["measurer"], inboxes["compiler"], replies)
+        for message in records
+        if message.caused_by in orphaned and message.timestamp / 1000 > kill.at
     ]
-    verdict.failover_s = min(taken_over) - kill.at if taken_over else None
+    verdict.failover_s = min(sent, default=None)
     verdict.events_per_s = verdict.messages / seconds
     return verdict
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -47,7 +48,10 @@ DEPLOYMENT = "survey"
 
 #: The kill comes when this share of the entries is made: late enough that both workers work, early enough that much
 #: of the work follows it.
-KILL_AT = 0.3
+KILL_AT = 0.2
+
+#: Between two looks at the ledger; well under the commit interval, so that a worker can be met in the act.
+LOOK_S = 0.02
 
 #: Nothing new in the ledger for this long means that it will not come: many times a hand-over.
 STALL_S = 90.0
@@ -107,20 +111,22 @@ def run(folder: Path | None, *, workers: int, out: Path | None, keep: bool, outp
                 asyncio.run(_produce(settings, sources, advance))
             kill = None
             with _step("agents parse, measure and compile", entries) as advance:
-                for done in _entries(ledger, entries):
+                for done, newest in _follow(ledger, entries):
                     advance(done)
-                    if kill is None and done >= entries * KILL_AT:
-                        kill = _kill(settings)
+                    if kill is None and newest and done >= entries * KILL_AT and _in_the_act(settings, newest):
+                        kill = _kill(settings, newest["pid"])
             seconds = time.monotonic() - started
             if kill is None:
-                raise AssertionError("the ledger is complete, so its share for the kill was passed")
+                raise AgentError(
+                    f"the {entries} entries were made too fast to kill a worker meanwhile", fix="give a larger folder"
+                )
             with _step("wait until every offset is committed"):
                 until = time.monotonic() + STALL_S
                 while lag(settings, DEPLOYMENT) and time.monotonic() < until:
                     time.sleep(0.2)
             with _step("count from topics, committed offsets and the ledger"):
                 verdict = judge(settings, DEPLOYMENT, ledger, expected, kill, seconds=seconds)
-            _show_one_conversation(environment, read_ledger(ledger))
+            _show_one_conversation(environment, read_ledger(ledger)[0])
             page = _report(environment, out) if out is not None else None
         finally:
             if deployed and not keep:
@@ -230,47 +236,48 @@ async def _produce(settings: Settings, sources: Sequence[Source], advance: Calla
         await producer.delivered()
 
 
-def _entries(ledger: Path, wanted: int) -> Iterator[int]:
-    """How many different entries are made, until all are.
+def _follow(ledger: Path, wanted: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """How many different entries are made, and the newest one, until all are made.
 
     Raises:
-        InputError: none came for long.
+        AgentError: none came for long.
     """
-
-    done, moved_at = 0, time.monotonic()
-    while done < wanted:
-        now = len({(entry["path"], entry.get("index", 0)) for entry in read_ledger(ledger)})
-        if now > done:
-            done, moved_at = now, time.monotonic()
+    seen: set[tuple[str, int]] = set()
+    newest: dict[str, Any] | None = None
+    read, moved_at = 0, time.monotonic()
+    while len(seen) < wanted:
+        entries, read = read_ledger(ledger, read)
+        for newest in entries:
+            seen.add((newest["path"], newest.get("index", 0)))
+        if entries:
+            moved_at = time.monotonic()
         elif time.monotonic() - moved_at > STALL_S:
             raise AgentError(
-                f"only {done} of {wanted} entries were made, and none in the last {STALL_S:.0f} s",
+                f"only {len(seen)} of {wanted} entries were made, and none in the last {STALL_S:.0f} s",
                 fix="run with --keep, then `llmagentos ps`, `logs` and `lag` with the LLMAGENTOS_HOME that it names",
             )
-        yield done
-        time.sleep(0.1)
+        yield len(seen), newest
+        time.sleep(LOOK_S)
 
 
-def _kill(settings: Settings) -> Kill | None:
-    """SIGKILL a worker that has messages in flight."""
+def _in_the_act(settings: Settings, newest: Mapping[str, Any] | None) -> bool:
+    """Whether a worker has just made *newest*, so that its offset can't be committed yet."""
+    return newest is not None and time.time() - newest["at"] < settings.commit_interval_ms / 1000 / 2
 
+
+def _kill(settings: Settings, pid: int) -> Kill | None:
+    """SIGKILL the worker with that process id, where it has partitions."""
     deployments = Deployments(settings.home)
-    victims = [
-        (worker, report)
-        for worker in deployments.workers(DEPLOYMENT)
-        if worker.process is not None
-        and (report := deployments.report(DEPLOYMENT, worker)) is not None
-        and report.assigned
-    ]
-    if not victims:
-        return None
-    worker, report = victims[0]
-    kill = Kill(report.pid, time.time(), frozenset(report.assigned))
-    os.kill(report.pid, signal.SIGKILL)
-    errors.print(
-        f"[bold]killed[/] worker {worker.index} (pid {report.pid}), which owned {len(report.assigned)} partitions"
-    )
-    return kill
+    for worker in deployments.workers(DEPLOYMENT):
+        report = deployments.report(DEPLOYMENT, worker)
+        if worker.process is not None and report is not None and report.pid == pid and report.assigned:
+            kill = Kill(pid, time.time(), frozenset(report.assigned))
+            os.kill(pid, signal.SIGKILL)
+            errors.print(
+                f"[bold]killed[/] worker {worker.index} (pid {pid}), which owned {len(report.assigned)} partitions"
+            )
+            return kill
+    return None
 
 
 def _show_one_conversation(environment: Mapping[str, str], entries: Sequence[Mapping[str, object]]) -> None:
