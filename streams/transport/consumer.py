@@ -258,6 +258,8 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         Returns:
             what may be committed for them; nothing here commits them after this.
         """
+        if self._finished:  # the last commit is made, and agents are cancelled: what finishes now did not finish
+            return {}
         for tp in tps:
             if tp in self._inboxes:
                 self._inboxes[tp].ready = False  # nothing more is handed out
@@ -337,9 +339,11 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         return offsets
 
     async def _sent_until_now(self) -> None:
-        core = self.app.producer.core
-        if core is not None:
-            await core.delivered(core.sent)
+        try:
+            await self.app.producer.flush()
+        except LLMAgentOSError:
+            self._finished = True  # something that was sent is missing: nothing may be committed any more
+            raise
 
     # -- finishing and committing -------------------------------------------------------------------------------
 
@@ -437,6 +441,8 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
 
     def stop_flow(self) -> None:
         """Faust stops its flow when the app stops; what is handed out by then is drained."""
+        if self.app.should_stop and not self.app.conf.stream_wait_empty:
+            self._finished = True  # agents are cancelled without being waited for: see wait_empty
 
     def resume_flow(self) -> None:
         """Faust's flow control is open."""
@@ -461,9 +467,9 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self.transport.rebalance.purge(tps)
         await self._drain(tps)
         try:
-            await self.commit()
-        except (KafkaException, LLMAgentOSError) as error:
-            log.error("the last commit failed, so messages may run again: %s", error)
+            await asyncio.wait_for(self.commit(), self.settings.drain_timeout_s)
+        except (KafkaException, LLMAgentOSError, TimeoutError) as error:
+            log.error("the last commit failed, so messages may run again: %r", error)
         self._finished = True  # agents are cancelled next, and Faust acknowledges what they were at
 
     async def on_task_error(self, exc: BaseException) -> None:

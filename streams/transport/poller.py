@@ -119,6 +119,8 @@ class Poller:
         self._consumer = confluent_kafka.Consumer(config)
         self._ahead = threading.Semaphore(AHEAD)
         self._stopping = threading.Event()
+        self._ending = threading.Lock()  # no job is left behind by a thread that ends
+        self._ended = False
         self._thread: threading.Thread | None = None
         self._topics: list[str] = []
         self._jobs: deque[Callable[[], None]] = deque()  # from the loop to the thread
@@ -167,7 +169,10 @@ class Poller:
             KafkaException: the group's coordinator refused, or did not answer.
         """
         done: asyncio.Future[bool] = self._loop.create_future()
-        self._jobs.append(partial(self._commit_for, offsets, generation, done))
+        with self._ending:
+            if self._ended:
+                return False
+            self._jobs.append(partial(self._commit_for, offsets, generation, done))
         return await done
 
     def request_stop(self) -> None:
@@ -207,13 +212,16 @@ class Poller:
                 except LLMAgentOSError as error:
                     self._tell(self._owner.failed, error)
                     break
-                except KafkaException as error:
-                    self._tell(self._owner.failed, BrokerError(f"reading from Kafka failed: {error}"))
+                except Exception as error:
+                    log.exception("the poll thread failed")
+                    self._tell(self._owner.failed, BrokerError(f"reading from Kafka failed: {error!r}"))
                     break
                 finally:
                     if not handed:
                         self._ahead.release()
         finally:
+            with self._ending:
+                self._ended = True
             while self._jobs:  # commits that wait for an answer
                 self._jobs.popleft()()
             self._consumer.close()  # revokes, by the callbacks below, and leaves the group

@@ -77,6 +77,7 @@ class Producer(FaustProducer):
         self.buffer = _Buffer(loop=self.loop, beacon=self.beacon)
         self.buffer.app = self.app
         self._partitions: dict[str, int] = {}
+        self._failure: LLMAgentOSError | None = None
         self._futures: set[asyncio.Future[Any]] = set()
 
     async def on_start(self) -> None:
@@ -168,9 +169,19 @@ class Producer(FaustProducer):
         task.add_done_callback(self._futures.discard)
 
     async def flush(self) -> None:
-        """Wait until everything sent until now is acknowledged."""
-        if self.core is not None:
-            await self.core.delivered()
+        """Wait until everything sent until now is acknowledged.
+
+        Raises:
+            DeliveryError: something was not, now or at any time before: whoever asks must know, and the core tells
+                each failure once.
+        """
+        if self._failure is None and self.core is not None:
+            try:
+                await self.core.delivered()
+            except LLMAgentOSError as error:
+                self._failure = error
+        if self._failure is not None:
+            raise self._failure
 
     def key_partition(self, topic: str, key: bytes) -> TP:
         """The partition that Java's default partitioner, and ours, gives *key*."""

@@ -5,6 +5,7 @@ The oracle is shown to work: with a bug planted in the worker, it must go red.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,3 +98,22 @@ def test_records_out_of_order_are_seen(fleet: Fleet) -> None:
     one = fleet.copier("stream", "order")
     fleet.joined(one)
     assert finish(fleet, under_load(fleet)).reordered > 0
+
+
+def test_a_frozen_worker_that_wakes_up_breaks_nothing(fleet: Fleet) -> None:
+    """It wakes as a zombie: its partitions are another's, and its commits are void."""
+    one, two = fleet.copier("sink"), fleet.copier("sink")
+    fleet.joined(one, two)
+    load = under_load(fleet)
+    two.send_signal(signal.SIGSTOP)
+    try:
+        before = fleet.committed()
+        wait_for(lambda: fleet.committed() > before + 3 * RATE, "the other to take over and go on")
+    finally:
+        two.send_signal(signal.SIGCONT)
+    before = fleet.committed()
+    wait_for(lambda: fleet.committed() > before + 2 * RATE, "both to go on")
+    result = finish(fleet, load)
+    assert (result.lost, result.reordered, result.uncommitted) == (0, 0, 0), result
+    assert result.redelivered <= RATE
+    assert "lost" in fleet.log(two)
