@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -158,19 +159,15 @@ class Conversation:
     async def lines(self) -> bool:
         """Each line of stdin is a message; returns whether all were answered."""
         from llmagentos.cli.output import print_error
-        from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout
+        from llmagentos.streams.errors import AnswerError, AnswerTimeout
 
         fine = True
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            if not line.strip():
-                continue
+        async for line in _stdin_lines():
             try:
-                await self.answer(line.rstrip("\n"))
+                await self.answer(line)
             except (AnswerError, AnswerTimeout) as error:
                 fine = False
                 print_error(error)
-            except AgentError:
-                raise
         return fine
 
     async def terminal(self) -> None:
@@ -217,6 +214,25 @@ class Conversation:
             waiting.stop()
             loop.remove_signal_handler(signal.SIGINT)
             asking.cancel()
+
+
+async def _stdin_lines() -> AsyncIterator[str]:
+    """Lines of stdin that are not blank. Read by a thread that nothing waits for, as a read can't be interrupted."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str | None] = asyncio.Queue(maxsize=1)  # a long file is read no faster than it is answered
+
+    def put(line: str | None) -> None:
+        asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
+
+    def read() -> None:
+        for line in sys.stdin:
+            put(line.rstrip("\n"))
+        put(None)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while (line := await lines.get()) is not None:
+        if line.strip():
+            yield line
 
 
 async def _chat(settings: Settings, agent: str, conversation: str | None, timeout_s: float | None) -> bool:

@@ -295,16 +295,17 @@ def _nothing() -> Generator[None]:
 
 
 def _progress(wanted: Deployment, workers: list[WorkerRecord]) -> str:
-    """`hello: 1 of 2 workers running, 1 starting, 1 of the version before leaving`"""
+    """`hello: 1 of 2 new workers running, 1 starting, 1 of the version before serving`"""
     new = [w for w in workers if w.generation == wanted.generation and w.state != "draining"]
-    parts = [f"{sum(w.state == 'running' for w in new)} of {wanted.workers} workers running"]
+    old = sum(w.generation != wanted.generation and w.state != "draining" for w in workers)
+    parts = [f"{sum(w.state == 'running' for w in new)} of {wanted.workers} {'new ' * bool(old)}workers running"]
     if wanted.removed:
         parts = []
     for state, words in (("starting", "starting"), ("waiting", "crashed, to start again"), ("failed", "failed")):
         if count := sum(w.state == state for w in new):
             parts.append(f"{count} {words}")
-    if count := sum(w.generation != wanted.generation and w.state != "draining" for w in workers):
-        parts.append(f"{count} of the version before serving")
+    if old:
+        parts.append(f"{old} of the version before serving")
     if count := sum(w.state == "draining" for w in workers):
         parts.append(f"{count} draining")
     return f"{wanted.name}: {', '.join(parts)}"

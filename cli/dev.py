@@ -114,6 +114,7 @@ class _Session:
         from llmagentos.cli.chat import Conversation, known
         from llmagentos.cli.deploy import watching
         from llmagentos.cli.output import errors
+        from llmagentos.streams.errors import DeploymentError
 
         me = asyncio.current_task()
         assert me is not None
@@ -140,7 +141,7 @@ class _Session:
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
-            with watching(f"draining {self.deployment.name}") as (_, watch):
+            with watching(f"draining {self.deployment.name}") as (_, watch), suppress(DeploymentError):  # gone already
                 await asyncio.to_thread(deploying.undeploy, self.settings, self.deployment.name, watch=watch)
             local = "" if self.settings.brokers else "; the node stays up (`llmagentos down` ends it)"
             errors.print(f"[dim]undeployed {self.deployment.name}, its topics are kept{local}[/]")

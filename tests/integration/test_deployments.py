@@ -301,6 +301,9 @@ def test_dev_reloads_on_save_and_ends_with_its_session(house: House) -> None:
             house.workers()
             dev.kill()  # even so, its deployment goes
             house.wait(lambda: house.deployments.names() == [], house.workers)
+            assert house.agent in read_cards(house.settings)  # a killed session can't take it back
+            house.run("undeploy", house.name)
+            assert house.agent not in read_cards(house.settings)
         finally:
             with suppress(psutil.NoSuchProcess):
                 dev.kill()
