@@ -74,7 +74,7 @@ def traffic(table: pd.DataFrame) -> str:
         axes.set_xlim(middle[0] - span, middle[-1] + span)
         locator = AutoDateLocator(minticks=3, maxticks=9)
         axes.xaxis.set_major_locator(locator)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
         axes.set_ylabel("messages an hour" if every == 1 else f"messages in {every} hours")
         axes.grid(axis="x", visible=False)
         _thousands(axes.yaxis)

@@ -151,3 +151,19 @@ def test_runs_are_newest_first(tmp_path: Path) -> None:
             pass
     assert [run.job for run in runs(settings, 2)] == ["three", "two"]
     assert runs(settings)[0].started_at <= datetime.now(UTC)
+
+
+def test_plots_take_any_name_and_their_colours_from_the_page() -> None:
+    pd = pytest.importorskip("pandas", reason="the extra `spark` is not installed")
+    from llmagentos.jobs import plots
+
+    agents = ["$x$", "<b>", "詩人", *(f"agent{number}" for number in range(12))]
+    hours = [datetime(2026, 11, 20, hour % 24) for hour in range(len(agents))]
+    table = pd.DataFrame({"agent": agents, "type": "task", "tenant": "t", "hour": hours, "messages": 3, "bytes": 9})
+    for svg in (plots.traffic(table), plots.messages_by_agent(table)):
+        assert "var(--series-8)" in svg or "var(--series-1)" in svg
+        assert "#0201" not in svg
+        assert "#01010" not in svg
+        assert "<metadata" not in svg
+        assert "<b>" not in svg
+    assert "others" in plots.traffic(table)
