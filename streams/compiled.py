@@ -87,12 +87,14 @@ def _read_long(raw: bytes, at: int) -> tuple[int, int]:
     while True:
         byte = raw[at]
         at += 1
+        if shift > 63:
+            raise Unusual
         z |= (byte & 0x7F) << shift
         if byte < 0x80:
             break
         shift += 7
-        if shift > 63:
-            raise Unusual
+    if z >> 64:
+        raise Unusual
     return z >> 1 ^ -(z & 1), at
 
 
@@ -173,15 +175,17 @@ def _kind(kind: Any) -> tuple[str, Mapping[str, Any]]:
 # -- encoding -------------------------------------------------------------------------------------------------------
 
 
-def compile_encoder(schema: Mapping[str, Any], prefix: bytes) -> Encode | None:
+def compile_encoder(schema: Any, prefix: bytes) -> Encode | None:
     """The function from a record to *prefix* and its bytes; None where *schema* has types that it does not know.
 
     Args:
         schema: without logical types.
     """
+    if not isinstance(schema, dict):  # a union, or a bare name
+        return None
     writer = _Writer(L=_LENGTHS, long=_long, text_map=_text_map, double=_DOUBLE.pack, join=b"".join, prefix=prefix)
     try:
-        parts = ["prefix", *_encode_fields(writer, 1, schema, "record")]
+        parts = ["prefix", *_encode_fields(writer, 1, cast(dict[str, Any], schema), "record")]
     except (Unusual, KeyError):
         return None
     writer.add(1, f"return join(({', '.join(parts)},))")
@@ -232,17 +236,19 @@ def _encode_value(writer: _Writer, depth: int, kind: Any, source: str) -> list[s
 # -- decoding -------------------------------------------------------------------------------------------------------
 
 
-def compile_decoder(schema: Mapping[str, Any], start: int) -> Decode | None:
+def compile_decoder(schema: Any, start: int) -> Decode | None:
     """The function from bytes, whose body begins at *start*, to the record; None as :func:`compile_encoder`.
 
     A slice beyond the end of bytes is short and no error, so the one check that all was there is at the end: the
     body ends where the bytes do.
     """
+    if not isinstance(schema, dict):
+        return None
     writer = _Writer(long=_read_long, size=_read_size, text_map=_read_text_map)
     writer.constants |= {"double": _DOUBLE.unpack_from, "Unusual": Unusual}
     writer.add(1, f"at = {start}")
     try:
-        record = _decode_record(writer, 1, schema)
+        record = _decode_record(writer, 1, cast(dict[str, Any], schema))
     except (Unusual, KeyError):
         return None
     writer.add(1, "if at != len(raw):", "    raise Unusual", f"return {record}")

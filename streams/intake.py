@@ -127,7 +127,13 @@ def inbox_of(settings: Settings, agent: str) -> str:
 def format_of(path: Path) -> Format:
     """The format that *path*'s name tells; standard input is NDJSON."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    return {".csv": "csv", ".txt": "text"}.get(suffixes[-1] if suffixes else "", "ndjson")  # type: ignore[return-value]
+    match suffixes[-1] if suffixes else "":
+        case ".csv":
+            return "csv"
+        case ".txt":
+            return "text"
+        case _:
+            return "ndjson"
 
 
 @contextmanager
@@ -141,7 +147,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     with file:
-        if file.peek(2)[:2] == b"\x1f\x8b":  # gzip's magic number: the name may say nothing
+        if file.peek(3)[:3] == b"\x1f\x8b\x08":  # gzip's magic number and method: the name may say nothing
             with gzip.open(file) as unpacked:
                 yield cast(BinaryIO, unpacked), file
         else:
@@ -222,6 +228,8 @@ def _rows(file: BinaryIO) -> Iterator[Line]:
             taken.append(raw)
             if not whole:
                 trouble = _TOO_LONG
+                yield "\n"  # its beginning could open a quote that nothing closes
+                continue
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

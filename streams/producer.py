@@ -15,14 +15,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import Any, Protocol, Self, TypeVar
 
 import confluent_kafka
 from confluent_kafka import KafkaError, KafkaException
 
 from llmagentos.streams.admin import translate
+from llmagentos.streams.delivery import Delivery, Epoch, Place
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import (
     AccessError,
@@ -51,6 +52,8 @@ MESSAGE_ID = "message-id"
 MAX_QUEUED = 20_000
 #: The same in bytes: what two brokers take in some 100 ms over 10 GbE.
 MAX_QUEUED_BYTES = 64 * 1024 * 1024
+#: `ebb` waits until no more than this part of the bounds is used.
+EBB = 0.75
 #: Beyond this many times the bounds `produce` itself waits, as its caller does not ask `full`.
 HARD = 4
 
@@ -63,9 +66,6 @@ POLL_IDLE_S = 1.0
 #: `send` lets other tasks run after this many sends that never had to wait.
 FAIR_SENDS = 500
 
-#: Failures of one epoch that are kept whole; the others are counted.
-KEPT_FAILURES = 20
-
 #: Errors that the client does not get over by trying again, while it has never sent anything.
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL}
 
@@ -76,91 +76,6 @@ class Encoder(Protocol):
     def encode(self, message: Message) -> bytes:
         """The record's value."""
         ...
-
-
-class Place(NamedTuple):
-    """Where Kafka keeps a record."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
-class _Epoch:
-    """The sends between two calls of `delivered`. `report` is librdkafka's callback for each of them."""
-
-    __slots__ = ("acked", "acked_bytes", "explain", "failed", "failures", "first", "last", "reported")
-
-    def __init__(self, first: int, explain: Callable[[KafkaError, str, bytes | None, int], LLMAgentOSError]) -> None:
-        self.first = first  # sends before it
-        self.last = -1  # sends until its end; -1 while it is open
-        self.explain = explain
-        self.acked = 0
-        self.acked_bytes = 0
-        self.failed = 0
-        self.failures: list[LLMAgentOSError] = []
-        self.reported = False
-
-    def report(self, error: KafkaError | None, record: confluent_kafka.Message) -> None:
-        self.acked += 1
-        self.acked_bytes += len(record)
-        if error is not None:
-            self.fail(error, record)
-
-    def fail(self, error: KafkaError, record: confluent_kafka.Message) -> LLMAgentOSError:
-        self.failed += 1
-        failure = self.explain(error, record.topic() or "", record.key(), len(record))  # pyright: ignore[reportArgumentType]
-        if len(self.failures) < KEPT_FAILURES:
-            self.failures.append(failure)
-        return failure
-
-
-class Delivery:
-    """One send's outcome; await it to have it. No future exists until someone does.
-
-    Awaiting gives its :class:`Place`, or raises :class:`DeliveryError`, :class:`RecordTooLarge`,
-    :class:`TopicError` or :class:`AccessError`. A failure that nobody awaits is told by :meth:`Producer.delivered`.
-    """
-
-    __slots__ = ("_epoch", "_error", "_futures", "_producer", "offset", "partition", "topic")
-
-    def __init__(self, producer: Producer, epoch: _Epoch, topic: str) -> None:
-        self._producer = producer
-        self._epoch = epoch
-        self._error: LLMAgentOSError | None = None
-        self._futures: list[asyncio.Future[None]] | None = None
-        self.topic = topic
-        self.partition: int = -1
-        self.offset: int = -1
-
-    def __call__(self, error: KafkaError | None, record: confluent_kafka.Message) -> None:
-        """Librdkafka's delivery report."""
-        epoch = self._epoch
-        epoch.acked += 1
-        epoch.acked_bytes += len(record)
-        if error is None:
-            self.partition = cast(int, record.partition())  # None only before the delivery
-            self.offset = cast(int, record.offset())
-        else:
-            self._error = epoch.fail(error, record)
-        if self._futures is not None:
-            for future in self._futures:
-                if not future.done():
-                    future.set_result(None)
-
-    @property
-    def done(self) -> bool:
-        """Whether the outcome is known."""
-        return self.offset >= 0 or self._error is not None
-
-    def __await__(self) -> Generator[Any, None, Place]:
-        if not self.done:
-            if self._futures is None:
-                self._futures = []
-            yield from self._producer._report_in(self._futures).__await__()  # pyright: ignore[reportPrivateUsage]
-        if self._error is not None:
-            raise self._error
-        return Place(self.topic, self.partition, self.offset)
 
 
 D = TypeVar("D", bound=Delivery)
@@ -206,9 +121,9 @@ class Producer:
         self._idle = False  # whether the next send must hurry the timer
         self._waiting = 0  # tasks that wait for a report
         self._waiters: list[asyncio.Future[None]] = []  # those that any report wakes
-        self._epoch = _Epoch(0, self._explain)
-        self._open: deque[_Epoch] = deque([self._epoch])  # oldest first, the current one last
-        self._failed: list[_Epoch] = []  # ended with failures that nobody was told
+        self._epoch = Epoch(0, self._explain)
+        self._open: deque[Epoch] = deque([self._epoch])  # oldest first, the current one last
+        self._failed: list[Epoch] = []  # ended with failures that nobody was told
         self._settled = 0  # sends of epochs that left _open
         self._settled_bytes = 0
         self._look_at = 0  # `send` looks at the bounds again when `sent` is here
@@ -335,7 +250,7 @@ class Producer:
         Args:
             kind: the class of the outcome.
         """
-        delivery = kind(self, self._epoch, topic)
+        delivery = kind(self._epoch, topic, self._report_in)
         self._hand_over(topic, value, key, partition, delivery, timestamp_ms, headers)
         return delivery
 
@@ -387,7 +302,7 @@ class Producer:
         if not record["recipient"]:
             raise RecordError(f"message {message.message_id} names no recipient", cause="invalid", fix="set `to`")
         topic = self._inbox + record["recipient"]
-        delivery = Delivery(self, self._epoch, topic)
+        delivery = Delivery(self._epoch, topic, self._report_in)
         self._hand_over(
             topic,
             self.codec.encode(message),
@@ -426,9 +341,13 @@ class Producer:
         return self.queued >= self._max_queued or self.queued_bytes >= self._max_queued_bytes
 
     async def ebb(self) -> None:
-        """Wait until the producer is not full: at most for the delivery timeout, as sends then fail."""
-        while self.full:
-            await self._report_in(self._waiters)
+        """Where the producer is full, wait until a quarter of it is free.
+
+        At most for the delivery timeout, as sends then fail.
+        """
+        if self.full:
+            while self.queued > self._max_queued * EBB or self.queued_bytes > self._max_queued_bytes * EBB:
+                await self._report_in(self._waiters)
 
     async def delivered(self, upto: int | None = None) -> None:
         """Wait until every send up to *upto* (a value of `sent`; None: all until now) is acknowledged.
@@ -442,7 +361,7 @@ class Producer:
         upto = self.sent if upto is None else upto
         if self._epoch.first < upto:
             self._epoch.last = self.sent
-            self._epoch = _Epoch(self.sent, self._explain)
+            self._epoch = Epoch(self.sent, self._explain)
             self._open.append(self._epoch)
         covered = [epoch for epoch in (*self._failed, *self._open) if epoch.first < upto]
         self._settle()

@@ -7,6 +7,7 @@ format of Confluent's own, so that a real registry can take it over.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -95,8 +96,10 @@ def open_registry(settings: Settings) -> Registry:
     return LogRegistry(settings)
 
 
-def full_name(schema: dict[str, Any]) -> str:
-    """The record's namespace and name, for example ``llmagentos.Message``."""
+def full_name(schema: Any) -> str:
+    """The record's namespace and name, for example ``llmagentos.Message``; of a schema without name its JSON."""
+    if not isinstance(schema, dict) or "name" not in schema:
+        return json.dumps(schema)
     name = schema["name"]
     namespace = schema.get("namespace", "")
     return name if "." in name or not namespace else f"{namespace}.{name}"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import fastavro
+import fastavro.utils
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -261,6 +262,14 @@ def test_foreign_schemas_decode() -> None:
     record = {"lines": ["a", None, 7], "at": 1_800_000_000_000}
     fastavro.schemaless_writer(out, fastavro.parse_schema(plain(schema)), record)
     assert Codec(InMemory(schema)).decode(out.getvalue()) == record
+
+
+@pytest.mark.parametrize(("schema", "raw", "value"), [("string", b"\x04hi", "hi"), (["null", "int"], b"\x02\x08", 4)])
+def test_schemas_that_are_no_record_decode(schema: Any, raw: bytes, value: Any) -> None:
+    one = Codec(InMemory(schema))
+    assert one.decode(b"\0\0\0\0\1" + raw) == value
+    with pytest.raises(RecordError, match="not a llmagentos.Message"):
+        one.message(b"\0\0\0\0\1" + raw, "t", 0, 0, 0)
 
 
 @pytest.mark.parametrize(
