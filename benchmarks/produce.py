@@ -6,6 +6,11 @@ send until all are acknowledged, and each checks every delivery report. A separa
 Rounds are interleaved, and their order turns. The serializer's registry is Apicurio over HTTP, asked once; ours is in
 the cluster.
 
+Where a send's 6 us on the loop's thread go (2 cores, by thread time): encoding 2.8 (compiled; fastavro 6.9),
+librdkafka's produce 1.1, its header 0.5, the delivery report 0.3 and its Delivery with partition and offset 0.5,
+bounds and the coroutine 0.5. librdkafka's own threads add 1.3. By hand takes 11-12, of which fastavro is 7;
+AvroSerializer 13.
+
     make bench NAME=produce ARGS="--rounds 5 --messages 200000"
 """
 
