@@ -226,7 +226,8 @@ def undeploy(
     """
     from llmagentos.agents import deploying
     from llmagentos.agents.deployment import Deployments
-    from llmagentos.cli.output import console, errors, print_json
+    from llmagentos.cli.output import console, errors, print_error, print_json
+    from llmagentos.streams.errors import LLMAgentOSError
     from llmagentos.streams.settings import Settings
 
     if everything == (deployment is not None):
@@ -234,15 +235,25 @@ def undeploy(
     settings = Settings.load()
     names = Deployments(settings.home).names() if deployment is None else [deployment]
     removed: dict[str, list[str]] = {}
+    failed: LLMAgentOSError | None = None
     for name in names:
         with watching(f"draining {name}", output) as (_, watch):
-            removed[name] = deploying.undeploy(settings, name, watch=watch)
+            try:
+                removed[name] = deploying.undeploy(settings, name, watch=watch)
+            except LLMAgentOSError as error:  # the others go all the same
+                if failed is not None:
+                    print_error(failed)
+                failed = error
     if output is Output.json:
         print_json([{"deployment": name, "agents": agents} for name, agents in removed.items()])
-        return
-    for name, agents in removed.items():
-        console.print(f"undeployed [bold]{name}[/]; the topics of {_and(agents)} are kept, with all that is in them")
-    if not removed:
+    else:
+        for name, agents in removed.items():
+            console.print(
+                f"undeployed [bold]{name}[/]; the topics of {_and(agents)} are kept, with all that is in them"
+            )
+    if failed is not None:
+        raise failed
+    if not removed and output is Output.pretty:
         errors.print(f"nothing is deployed in {settings.home}")
 
 
