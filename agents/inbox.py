@@ -233,9 +233,7 @@ class Inbox:
                 )
                 attempt += 1
                 await asyncio.sleep(pause_s)
-        if self._outputs.producer.full:
-            await self._outputs.producer.ebb()
-        self._done(work)
+        self._done(work)  # (a full producer is waited for by the transport, before it hands out more)
 
     def _done(self, work: _Work) -> None:
         if self.owned.get(work.tp) is work.assignment:

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from hashlib import sha1
 from typing import Any, Literal
 
 import google_crc32c
@@ -32,12 +33,18 @@ def new_id() -> str:
 
 
 #: Namespace of the UUIDv5 ids below; any fixed value serves, as the parent's id tells families apart.
-_NAMESPACE = uuid.UUID("6f1a1f0e-6b57-5c5e-9c7e-4c4c4d41474f")
+_NAMESPACE = uuid.UUID("6f1a1f0e-6b57-5c5e-9c7e-4c4c4d41474f").bytes
+
+#: RFC 9562's variant in the high bits of a hex digit: 10xx.
+_VARIANT = "89ab89ab89ab89ab"
 
 
 def child_id(parent_id: str, agent: str, step: int | str) -> str:
     """The id of what *agent* sends as *step* while it handles *parent_id*: a UUIDv5, the same on every rerun."""
-    return str(uuid.uuid5(_NAMESPACE, f"{parent_id}\x00{agent}\x00{step}"))
+    # As uuid.uuid5, which takes three times as long to make an object of it first.
+    digest = sha1(_NAMESPACE + f"{parent_id}\x00{agent}\x00{step}".encode(), usedforsecurity=False).digest()
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[digest[8] >> 4]}{text[17:20]}-{text[20:32]}"
 
 
 class Message:
