@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -24,9 +23,9 @@ def commands() -> str:
     lines = ["# Commands", "", "Made from the code by `make docs`.", ""]
     root = typer.main.get_command(app)
 
-    def visit(command: click.Command, path: str, parent: click.Context | None) -> None:
-        ctx = click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent)
-        if isinstance(command, click.Group):
+    def visit(command: Any, path: str, parent: Any) -> None:
+        ctx = command.context_class(command, info_name=path.rsplit(" ", 1)[-1], parent=parent)
+        if hasattr(command, "list_commands"):
             if parent is not None:
                 lines.extend([f"## {path}", "", _plain(command.help), ""])
             for name in command.list_commands(ctx):
@@ -45,12 +44,12 @@ def commands() -> str:
     return "\n".join(lines)
 
 
-def _parameter(parameter: click.Parameter) -> str:
-    if isinstance(parameter, click.Option):
+def _parameter(parameter: Any) -> str:
+    if parameter.param_type_name == "option":
         name = ", ".join([*parameter.opts, *parameter.secondary_opts])
         text = parameter.help or ""
     else:
-        name = parameter.human_readable_name
+        name = parameter.metavar or (parameter.name or "").upper()
         text = getattr(parameter, "help", "") or ""
     default = parameter.default
     shown = "" if default is None or callable(default) or parameter.required else getattr(default, "value", default)
