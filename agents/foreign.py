@@ -50,14 +50,14 @@ def reader(agent: Agent, codec: Codec) -> Callable[[confluent_kafka.Message], Me
 
     def read(record: confluent_kafka.Message) -> Message:
         raw = record.value() or b""
-        key = record.key()
+        key: Any = record.key()  # bytes or None, where librdkafka is asked for no strings
         place = f"{record.topic()} [{record.partition()}] offset {record.offset()}"
         try:
             content = decode(raw)
             if agent.key is not None:
                 conversation = agent.key(key, content)
             elif key:
-                conversation = key.decode() if isinstance(key, bytes) else key
+                conversation = key.decode()
             else:
                 conversation = f"{record.topic()}/{record.partition()}"
         except (RecordError, SchemaError):
@@ -93,7 +93,9 @@ def reader(agent: Agent, codec: Codec) -> Callable[[confluent_kafka.Message], Me
                 "content_type": media,
                 "body": raw,
                 "attributes": {
-                    name: value.decode(errors="replace") for name, value in record.headers() or () if value is not None
+                    name: value if isinstance(value, str) else value.decode(errors="replace")
+                    for name, value in record.headers() or ()
+                    if value is not None
                 },
                 "usage": None,
                 "checksum": google_crc32c.value(raw),

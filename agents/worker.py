@@ -65,6 +65,9 @@ _REFUSALS = (TopicError, AccessError, DeploymentError, SettingsError, Incompatib
 #: The status file is written anew this often, so that a reader sees a worker that hangs; it is one small file.
 STATUS_INTERVAL_S = 5.0
 
+#: Loggers that tell of each service's start and stop; with LLMAGENTOS_LOG=DEBUG they do.
+_CHATTY = ("faust", "mode", "llmagentos.streams.transport")
+
 State = Literal["starting", "running", "draining", "stopped"]
 
 
@@ -309,6 +312,9 @@ def main() -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    if not logging.getLogger().isEnabledFor(logging.DEBUG):
+        for chatty in _CHATTY:
+            logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         settings = Settings.load()
         loaded = load(args.target)

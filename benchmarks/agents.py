@@ -62,7 +62,8 @@ def run_agents(brokers: str, prefix: str, count: int) -> dict[str, float]:
         worker = Worker(settings, f"{prefix}bench", loaded)
         running = asyncio.create_task(worker.run())
         await asyncio.wait((running, asyncio.create_task(done.wait())), return_when=asyncio.FIRST_COMPLETED)
-        while worker.app.producer.core.sent < count:  # the last reply is sent after its handler has returned
+        # The last reply is sent after its handler has returned.
+        while worker.app.producer.core.sent < count:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await worker.app.producer.core.delivered()
         told = clock.told()

@@ -150,10 +150,7 @@ def measure(brokers: str, source: str, target: str, linger_ms: float, seconds: f
             time.sleep(wait)
         conversation = f"c{number % CONVERSATIONS}"
         body = b"%020d%-143d" % (time.perf_counter_ns(), number)
-        if codec:
-            value = codec.encode(Message.create(body, to="echo", conversation=conversation))
-        else:
-            value = body
+        value = codec.encode(Message.create(body, to="echo", conversation=conversation)) if codec else body
         producer.produce(source, value, conversation)
         producer.poll(0)
     assert producer.flush(30) == 0

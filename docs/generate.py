@@ -65,8 +65,8 @@ def settings() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from the code by `make docs`. Defaults, then `llmagentos.toml` in the working directory (or the file that",
-        "`LLMAGENTOS_SETTINGS` names), then the environment, then flags; the later wins.",
+        "Made from the code by `make docs`. Defaults, then `llmagentos.toml` in the working directory (or the file",
+        "that `LLMAGENTOS_SETTINGS` names), then the environment, then flags; the later wins.",
         "",
         "| in the file | in the environment | default | |",
         "|---|---|---|---|",
@@ -120,12 +120,16 @@ def api() -> str:
         lines.extend([inspect.getdoc(value) or "", ""])
         if inspect.isclass(value):
             for method, member in vars(value).items():
-                if method.startswith("_") or not (inspect.isfunction(member) or isinstance(member, property | classmethod)):
+                if method.startswith("_") or not (
+                    inspect.isfunction(member) or isinstance(member, property | classmethod)
+                ):
                     continue
                 function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(value, method))
                 signature = "" if isinstance(member, property) else _signature(function)
                 lines.extend([f"### {name}.{method}{signature}", "", inspect.getdoc(function) or "", ""])
-    lines.extend(["## Errors", "", "From `llmagentos.streams.errors`.", "", "```", inspect.getdoc(errors) or "", "```", ""])
+    lines.extend(
+        ["## Errors", "", "From `llmagentos.streams.errors`.", "", "```", inspect.getdoc(errors) or "", "```", ""]
+    )
     return "\n".join(lines)
 
 

@@ -6,11 +6,11 @@ Everything here blocks: from a coroutine, call it through ``asyncio.to_thread``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
@@ -173,7 +173,7 @@ class Admin:
         self._heard: list[KafkaError] = []
         # What a login that fails, or a closed port, looks like is only told to error_cb; calls just time out.
         # librdkafka's own log lines would say it a second time, on stderr.
-        config = client_config(settings) | {
+        config: dict[str, Any] = client_config(settings) | {
             "error_cb": self._heard.append,
             "log_level": 0,
             "reconnect.backoff.ms": 50,
@@ -232,7 +232,7 @@ class Admin:
         found = self._offsets(name, partitions, spec)
         after = [partition for partition, offset in found.items() if offset < 0]
         if after:
-            found |= self._offsets(name, after, OffsetSpec.latest())
+            found |= self._offsets(name, after, cast(OffsetSpec, OffsetSpec.latest()))  # its stub says it may be None
         return found
 
     def groups(self) -> list[str]:
@@ -388,7 +388,7 @@ class Admin:
             return future.result(self.timeout_s + 5)  # librdkafka's own limit comes first
 
     @contextmanager
-    def _translated(self, doing: str, topic: str) -> Iterator[None]:
+    def _translated(self, doing: str, topic: str) -> Generator[None]:
         self._heard.clear()
         try:
             yield

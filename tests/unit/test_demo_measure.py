@@ -39,6 +39,8 @@ def test_odd_layouts(source: str) -> None:
 
 
 def test_what_is_counted() -> None:
-    source = "def f(a):\n  'doc'\n  if a and f:\n    return [b for b in a]\n\n\nclass C:\n  async def g(self):\n    pass\n"
+    source = (
+        "def f(a):\n  'doc'\n  if a and f:\n    return [b for b in a]\n\n\nclass C:\n  async def g(self):\n    pass\n"
+    )
     assert measure(source) == Measures(functions=2, branches=3, docstrings=1, longest=4)
     assert [piece.name for piece in pieces(source)] == ["f", "C"]
