@@ -36,7 +36,7 @@ PARTITIONS = 8
 LINGER_MS = 5
 
 #: Records for those that would take minutes for all: seconds at 1k to 3k/s.
-SLOW = {"faust": 20_000, "faststream": 10_000}
+SLOW = {"faust": 20_000, "faststream": 5_000, "faststream_batches": 20_000}
 
 SCHEMA = parse_schema(
     {
@@ -209,30 +209,55 @@ def run_quix(brokers: str, source: str, target: str, group: str, count: int) -> 
 
 
 def run_faststream(brokers: str, source: str, target: str, group: str, count: int) -> dict[str, float]:
-    """FastStream's subscriber and publisher, on confluent-kafka."""
-    import uvloop
+    """FastStream's subscriber, on confluent-kafka.
+
+    Each output is acknowledged before its handler returns, as the others acknowledge before they commit. Waiting for
+    one takes a linger, so it has none here: 9 times as fast as with 5 ms.
+    """
+    broker, app = _faststream(brokers, linger_ms=0)
+    clock = Clock()
+    told: dict[str, float] = {}
+
+    @broker.subscriber(source, group_id=group, auto_offset_reset="earliest", decoder=_as_it_is)
+    async def swap(body: bytes) -> None:
+        if clock.count < count:
+            await broker.publish(clock.work(body), target)
+            if clock.count == count:
+                told.update(clock.told())
+                app.exit()
+
+    return _run_faststream(app, told)
+
+
+def run_faststream_batches(brokers: str, source: str, target: str, group: str, count: int) -> dict[str, float]:
+    """The same with a handler that takes and publishes lists: not one message at a time, so beside the comparison."""
+    broker, app = _faststream(brokers, linger_ms=LINGER_MS)
+    clock = Clock()
+    told: dict[str, float] = {}
+
+    @broker.subscriber(source, group_id=group, auto_offset_reset="earliest", batch=True, max_records=1000)
+    async def swap(bodies: list[bytes]) -> None:
+        if clock.count < count:
+            await broker.publish_batch(*[clock.work(body) for body in bodies], topic=target)
+            if clock.count >= count:
+                told.update(clock.told())
+                app.exit()
+
+    return _run_faststream(app, told)
+
+
+def _faststream(brokers: str, linger_ms: int) -> tuple[Any, Any]:
     from faststream import FastStream
     from faststream.confluent import KafkaBroker
 
     broker = KafkaBroker(
-        brokers, acks="all", enable_idempotence=True, linger_ms=LINGER_MS, compression_type="lz4", logger=None
+        brokers, acks="all", enable_idempotence=True, linger_ms=linger_ms, compression_type="lz4", logger=None
     )
-    app = FastStream(broker, logger=None)
-    clock = Clock()
-    told: dict[str, float] = {}
-    sent: list[Any] = []
+    return broker, FastStream(broker, logger=None)
 
-    @broker.subscriber(source, group_id=group, auto_offset_reset="earliest", decoder=_as_it_is)
-    async def swap(body: bytes) -> None:
-        if clock.count >= count:
-            return
-        # Waiting for each acknowledgement takes a linger a message; so they are all awaited at the end.
-        sent.append(await broker.publish(clock.work(body), target, no_confirm=True))
-        if clock.count == count:
-            for delivery in sent:
-                await delivery
-            told.update(clock.told())
-            app.exit()
+
+def _run_faststream(app: Any, told: dict[str, float]) -> dict[str, float]:
+    import uvloop
 
     uvloop.run(app.run())
     return told
@@ -248,6 +273,7 @@ RUNS: dict[str, Callable[..., dict[str, float]]] = {
     "quix": run_quix,
     "faust": run_faust,
     "faststream": run_faststream,
+    "faststream_batches": run_faststream_batches,
 }
 
 #: What must hold, as ours to the peer's rate.
