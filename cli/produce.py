@@ -42,7 +42,9 @@ def register(app: typer.Typer) -> None:
 
     @app.command(epilog=_EXAMPLES)
     def produce(  # pyright: ignore[reportUnusedFunction]
-        text: str = typer.Argument(None, metavar="[TEXT|-]", help="One message; - reads lines from standard input."),
+        text: str | None = typer.Argument(
+            None, metavar="[TEXT|-]", help="One message; - reads lines from standard input."
+        ),
         to: str = typer.Option(..., "--to", "-t", metavar="AGENT", help="Whose inbox."),
         conversation: str | None = typer.Option(
             None, "--conversation", "-c", help="Of the message, or of lines that name none. Default: a new one each."
@@ -76,7 +78,7 @@ def register(app: typer.Typer) -> None:
         if (text is None) == (file is None):
             raise typer.BadParameter("give TEXT, --file FILE or -, one of them")
         settings = Settings.load()
-        if file is None and text != "-":
+        if text is not None and text != "-":
             wrong = [name for name, given in (("--map", pairs), ("--rate", rate), ("--rejects", rejects)) if given]
             if wrong:
                 raise typer.BadParameter(f"{wrong[0]} goes with a file")

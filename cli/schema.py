@@ -11,7 +11,7 @@ import typer
 from llmagentos.cli.output import Output, OutputOption
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from llmagentos.streams.registry import Registry
 
@@ -51,7 +51,7 @@ def register(app: typer.Typer) -> None:
         "  llmagentos schema show --id 3 --output json"
     )
     def show(  # pyright: ignore[reportUnusedFunction]
-        subject: str = typer.Argument(None, help="As `schema list` names it.", show_default=False),
+        subject: str | None = typer.Argument(None, help="As `schema list` names it.", show_default=False),
         version: int | None = typer.Option(None, "--version", "-v", help="Default: the newest."),
         schema_id: int | None = typer.Option(None, "--id", help="By id, in place of a subject."),
         output: Output = OutputOption,
@@ -69,6 +69,7 @@ def register(app: typer.Typer) -> None:
                 schema = registry.schema(schema_id)
                 print_json({"id": schema_id, "schema": schema} if output is Output.json else schema)
                 return
+            assert subject is not None
             found = registry.versions(subject)
         chosen = next((each for each in found if each.version == (version or found[-1].version)), None)
         if chosen is None:
@@ -138,7 +139,7 @@ def _each(files: list[Path] | None, subject: str | None, one: Any, columns: tupl
 
 
 @contextmanager
-def _registry() -> Iterator[Registry]:
+def _registry() -> Generator[Registry]:
     from llmagentos.streams.registry import open_registry
     from llmagentos.streams.settings import Settings
 

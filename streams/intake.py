@@ -14,7 +14,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +137,7 @@ def format_of(path: Path) -> Format:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _opened(path: Path) -> Generator[tuple[BinaryIO, BinaryIO]]:
     """The file's bytes, unpacked; and the file on disk, whose position tells the progress."""
     if path == STDIN:
         yield sys.stdin.buffer, sys.stdin.buffer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from llmagentos.streams.errors import IncompatibleSchema
 from llmagentos.streams.evolution import Break, breaks
@@ -90,10 +90,10 @@ def open_registry(settings: Settings) -> Registry:
     if settings.registry:
         from llmagentos.streams.registry_http import HttpRegistry
 
-        return HttpRegistry(settings.registry)
+        return cast(Registry, HttpRegistry(settings.registry))
     from llmagentos.streams.registry_log import LogRegistry
 
-    return LogRegistry(settings)
+    return cast(Registry, LogRegistry(settings))
 
 
 def full_name(schema: Any) -> str:

@@ -145,14 +145,16 @@ class LogRegistry:
                         return
                     if found:
                         consumer.assign([TopicPartition(self._topic, 0, self._next)])
-                elif record is not None and record.error() is None:
-                    self._apply(record.key(), record.value())
-                    self._next = (record.offset() or 0) + 1
-                elif record is not None and record.error().code() == KafkaError._PARTITION_EOF:
-                    self._read_at = time.monotonic()
-                    return
-                elif record is not None and record.error().code() != KafkaError.GROUP_AUTHORIZATION_FAILED:
-                    raise self._failure(record.error(), "read")  # and the group is not needed
+                elif record is not None:
+                    error = record.error()
+                    if error is None:
+                        self._apply(record.key(), record.value())
+                        self._next = (record.offset() or 0) + 1
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        self._read_at = time.monotonic()
+                        return
+                    elif error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED:  # the group is not needed
+                        raise self._failure(error, "read")
         except KafkaException as error:
             raise self._failure(error, "read") from error
         finally:
