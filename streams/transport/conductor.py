@@ -139,7 +139,8 @@ class Conductor(FaustConductor):
         app: Any = self.app
         schema = channel.schema
         event = app.conf.Event
-        if type(schema) is not Schema or type(channel)._compile_decode is not FaustTopic._compile_decode:
+        own = type(channel)._compile_decode is not FaustTopic._compile_decode  # pyright: ignore[reportPrivateUsage]
+        if own or type(schema) is not Schema:
             return partial(_drive, channel)
         key_type, value_type, allow_empty = schema.key_type, schema.value_type, schema.allow_empty
         key_codec = schema.key_serializer or app.serializers.key_serializer
