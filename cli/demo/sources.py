@@ -60,7 +60,8 @@ def find_sources(folder: Path, *, limit_bytes: int) -> tuple[list[Source], list[
             with tokenize.open(path) as file:
                 text = file.read()
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
-            left_out.append(f"{relative}: {error}")
+            why = error.msg.split(" for ")[0] if isinstance(error, SyntaxError) else str(error)
+            left_out.append(f"{relative}: {why}")
             continue
         if len(text.encode(errors="surrogatepass")) > limit_bytes:
             left_out.append(f"{relative}: over {limit_bytes:,} bytes")
