@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     max_in_flight: int = Field(1_000, ge=1, description="Messages being handled at once, per worker.")
     max_in_flight_bytes: int = Field(
-        256 * 1024 * 1024, ge=1_048_576, description="Bytes of messages taken and not finished, per worker."
+        64 * 1024 * 1024, ge=1_048_576, description="Bytes of messages taken and not finished, per worker."
     )
     ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
