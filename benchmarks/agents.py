@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import transport
+from cluster import cluster
 from rich.console import Console
 from rich.table import Table
 
@@ -173,19 +173,8 @@ def main() -> None:
         brokers, prefix, count = options.run
         print(json.dumps(run_agents(brokers, prefix, int(count))))
         return
-    if given := os.environ.get("LLMAGENTOS_BROKERS"):
-        compare(given, options.messages, options.rounds)
-        return
-    from llmagentos.streams.node import Node
-
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    node = Node(Settings.load(home=home))
-    try:
-        node.up()
-        compare(node.brokers, options.messages, options.rounds)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        compare(settings.brokers, options.messages, options.rounds)
 
 
 if __name__ == "__main__":

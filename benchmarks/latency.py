@@ -17,17 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster import cluster
 from rich.console import Console
 from rich.table import Table
 
@@ -219,19 +218,8 @@ def main() -> None:
         kind, brokers, *names, linger_ms = options.run
         (echo_raw if kind == "raw" else echo_agent)(brokers, *names, float(linger_ms))
         return
-    if given := os.environ.get("LLMAGENTOS_BROKERS"):
-        compare(given, options.rounds, options.seconds)
-        return
-    from llmagentos.streams.node import Node
-
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    node = Node(Settings.load(home=home))
-    try:
-        node.up()
-        compare(node.brokers, options.rounds, options.seconds)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        compare(settings.brokers, options.rounds, options.seconds)
 
 
 if __name__ == "__main__":

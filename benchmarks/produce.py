@@ -20,11 +20,9 @@ import argparse
 import gzip
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,20 +63,11 @@ def main() -> None:
         print(json.dumps(RUNS[options.run](records, **job)))
         return
 
-    from llmagentos.streams.node import Node
-    from llmagentos.streams.settings import Settings
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    from cluster import cluster
 
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    if os.environ.get("LLMAGENTOS_BROKERS"):
-        compare(Settings.load(home=home, prefix=f"bench{os.getpid()}."), home, options.messages, options.rounds)
-        return
-    node = Node(Settings.load(home=home))
-    try:
-        node.up()
-        compare(Settings.load(home=home, prefix="bench."), home, options.messages, options.rounds)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        compare(settings, settings.home, options.messages, options.rounds)
 
 
 def compare(settings: Any, folder: Path, messages: int, rounds: int) -> None:

@@ -12,15 +12,13 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import psutil
 import transport
+from cluster import cluster
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +27,6 @@ from llmagentos.agents.loading import load
 from llmagentos.agents.provision import provision
 from llmagentos.agents.worker import read_status
 from llmagentos.streams.admin import Admin
-from llmagentos.streams.node import Node
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
@@ -60,11 +57,12 @@ def wait_until_handled(settings: Settings, group: str, count: int) -> None:
         time.sleep(0.2)
 
 
-def measure(settings: Settings, home: Path, seconds: float, count: int) -> dict[str, float]:
+def measure(settings: Settings, seconds: float, count: int) -> dict[str, float]:
+    home = settings.home
     module = home / "echo_agent.py"
     module.write_text(AGENT, encoding="utf-8")
     provision(settings, "rest", load(str(module)))
-    environment = os.environ | {"LLMAGENTOS_HOME": str(settings.home)}
+    environment = os.environ | {"LLMAGENTOS_BROKERS": settings.brokers, "LLMAGENTOS_PREFIX": settings.prefix}
     command = [sys.executable, "-m", "llmagentos.agents.worker", "--deployment", "rest", "--target", str(module)]
     with (home / "worker.log").open("wb") as log:
         process = subprocess.Popen([*command, "--run-dir", str(home)], env=environment, stderr=log)
@@ -98,15 +96,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--messages", type=int, default=200_000)
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    settings = Settings.load(home=home)
-    node = Node(settings)
-    try:
-        node.up()
-        figures = measure(settings, home, options.seconds, options.messages)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        figures = measure(settings, options.seconds, options.messages)
     table = Table("figure", "measured", "must be")
     table.add_row("CPU at rest", f"{figures['cpu_percent']:.2f}% of a core", "under 1%")
     table.add_row("memory at rest", f"{figures['rest_mb']:.0f} MB", "under 150 MB")

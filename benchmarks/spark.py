@@ -18,19 +18,16 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import confluent_kafka
 import fastavro
+from cluster import cluster
 from confluent_kafka import TopicPartition
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +38,6 @@ from llmagentos.jobs.topics import Span, records, window
 from llmagentos.streams.admin import ensure_topics
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.message import Message
-from llmagentos.streams.node import Node
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec, plain
@@ -63,18 +59,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=MESSAGES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    outside = bool(os.environ.get("LLMAGENTOS_BROKERS"))
-    settings = Settings.load(home=home, prefix=f"bench{os.getpid()}." if outside else "bench.", partitions=PARTITIONS)
-    node = None if outside else Node(settings)
-    try:
-        if node is not None:
-            node.up()
+    with cluster(partitions=PARTITIONS) as settings:
         compare(settings, options.messages, options.rounds)
-    finally:
-        if node is not None:
-            node.down()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def compare(settings: Settings, messages: int, rounds: int) -> None:

@@ -24,10 +24,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from cluster import cluster
 from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +35,6 @@ from rich.table import Table
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.message import Message
-from llmagentos.streams.node import Node
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
@@ -58,17 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("kcat") is None:
         sys.exit("kcat is missing, so there is nothing to compare with: `apt-get install kcat`, then again")
-    if os.environ.get("LLMAGENTOS_BROKERS"):
-        compare(Settings.load(prefix=f"bench{os.getpid()}."), options.messages, options.rounds)
-        return
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    node = Node(Settings.load(home=home))
-    try:
-        node.up()
-        compare(Settings.load(home=home, prefix="bench."), options.messages, options.rounds)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        compare(settings, options.messages, options.rounds)
 
 
 def compare(settings: Settings, messages: int, rounds: int) -> None:

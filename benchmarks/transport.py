@@ -17,7 +17,6 @@ import argparse
 import asyncio
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -295,20 +294,10 @@ def main() -> None:
         print(json.dumps(RUNS[name](brokers, source, target, group, int(count))))
         return
 
-    from llmagentos.streams.node import Node
-    from llmagentos.streams.settings import Settings
+    from cluster import cluster
 
-    if given := os.environ.get("LLMAGENTOS_BROKERS"):
-        compare(given, options.messages, options.rounds, options.only)
-        return
-    home = Path(tempfile.mkdtemp(prefix="llmagentos-bench-"))
-    node = Node(Settings.load(home=home))
-    try:
-        node.up()
-        compare(node.brokers, options.messages, options.rounds, options.only)
-    finally:
-        node.down()
-        shutil.rmtree(home, ignore_errors=True)
+    with cluster() as settings:
+        compare(settings.brokers, options.messages, options.rounds, options.only)
 
 
 def compare(brokers: str, messages: int, rounds: int, names: list[str]) -> None:
