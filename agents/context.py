@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmagentos.streams.errors import AnswerError, AnswerTimeout
+from llmagentos.streams.errors import AnswerError, AnswerTimeout, TopicError
 from llmagentos.streams.message import Message, encode_content
 
 if TYPE_CHECKING:
@@ -127,11 +127,16 @@ class Context:
 
         Returns:
             The id of the message that was sent.
+
+        Raises:
+            UnknownAgent: nothing of that name was ever deployed.
         """
+        step = self._next_step()
+        await self._outputs.check_inbox(agent)
         message = self._outputs.child(
             self.message,
             self.agent,
-            self._next_step(),
+            step,
             content,
             type="task",
             recipient=agent,
@@ -164,6 +169,7 @@ class Context:
             The answer's content: text, parsed JSON, or bytes.
 
         Raises:
+            UnknownAgent: nothing of that name was ever deployed.
             AnswerError: the other agent answered with an error.
             AnswerTimeout: no answer came in time; names both agents and the question.
         """
@@ -172,10 +178,12 @@ class Context:
         if left is not None:
             wait_s = min(wait_s, left)
         topic = self._outputs.settings.topic(f"answers.{self.agent}")
+        step = self._next_step()  # before anything is awaited, so that questions side by side keep their places
+        await self._outputs.check_inbox(agent)
         question = self._outputs.child(
             self.message,
             self.agent,
-            self._next_step(),
+            step,
             content,
             type="task",
             recipient=agent,
@@ -218,7 +226,15 @@ class Context:
         Args:
             content: text, bytes, or anything that JSON can say.
             key: None: the conversation.
+
+        Raises:
+            TopicError: there is no such topic.
         """
+        if not await self._outputs.partitions_of(topic):
+            raise TopicError(
+                f"agent {self.agent!r} publishes to topic {topic!r}, which does not exist",
+                fix="create it first, or correct the name: the full one, without our prefix",
+            )
         body, _ = encode_content(content)
         raw_key = self.conversation if key is None else key
         self._outputs.producer.produce(

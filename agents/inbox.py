@@ -195,7 +195,19 @@ class Inbox:
             )
             self._bury(work, message, "expired", error, attempts=0)
             return
+        place = message.record["reply_to"]
+        if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
+            error = RecordError(
+                f"message {message.message_id} of conversation {message.conversation_id} wants its answer in"
+                f" {place['topic']!r} partition {place['partition']}, which does not exist",
+                cause="invalid",
+                fix="correct reply_to, or leave it out: the answer then goes to `replies`",
+            )
+            message.record["reply_to"] = None  # whoever reads `replies` is told
+            self._bury(work, message, "invalid", error, attempts=0)
+            return
         agent = self.agent
+        task = asyncio.current_task()
         attempt = 0
         while True:
             ctx = Context(
@@ -215,7 +227,14 @@ class Inbox:
                 if result is not None and not ctx.replied:
                     ctx.send_reply(result)
                 break
-            except Exception as error:  # noqa: BLE001 - whatever a handler raises becomes a retry or a dead letter
+            except BaseException as error:
+                # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
+                # unless that one is ours.
+                if isinstance(error, asyncio.CancelledError):
+                    if self.lanes.told_to_end():
+                        raise
+                    if task is not None and task.cancelling():
+                        task.uncancel()
                 if attempt >= agent.retries or isinstance(error, RecordError):
                     self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
                     return

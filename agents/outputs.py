@@ -5,18 +5,25 @@ The producer counts what was sent; an offset is committed only when everything s
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import google_crc32c
 
-from llmagentos.streams.errors import RecordTooLarge
+from llmagentos.streams.admin import partitions_of
+from llmagentos.streams.errors import RecordTooLarge, TopicError, UnknownAgent
 from llmagentos.streams.message import Message, MessageType, child_id, encode_content
 from llmagentos.streams.producer import MESSAGE_ID, Producer
 from llmagentos.streams.settings import Settings
 
 __all__ = ["Outputs"]
+
+#: A topic that did not exist is looked for again after this: as soon as a person has deployed what was missing.
+MISSING_FOR_S = 5.0
+#: Names of missing topics that are remembered; messages may bring any number of them.
+MISSING_KEPT = 1_000
 
 
 class Outputs:
@@ -33,6 +40,37 @@ class Outputs:
         self._replies = settings.topic("replies")
         self._inbox_prefix = settings.topic("agent.")
         self._limit = settings.max_message_bytes
+        self._partitions: dict[str, int] = {}  # of topics that exist
+        self._missing: dict[str, float] = {}  # topics that did not, and until when that is believed
+
+    async def partitions_of(self, topic: str) -> int:
+        """How many partitions *topic* has; 0 where there is no such topic.
+
+        What is sent to a topic that does not exist fails only at its delivery, which ends the worker; so everything
+        that a handler or a message names is looked up first, once.
+        """
+        known = self._partitions.get(topic)
+        if known is not None:
+            return known
+        if self._missing.get(topic, 0.0) > time.monotonic():
+            return 0
+        try:
+            known = await asyncio.to_thread(partitions_of, self.settings, topic)
+        except TopicError:
+            if len(self._missing) >= MISSING_KEPT:
+                self._missing.clear()
+            self._missing[topic] = time.monotonic() + MISSING_FOR_S
+            return 0
+        self._partitions[topic] = known
+        return known
+
+    async def check_inbox(self, agent: str) -> None:
+        """Raise UnknownAgent where *agent* has no inbox."""
+        if not await self.partitions_of(self._inbox_prefix + agent):
+            raise UnknownAgent(
+                f"no agent is named {agent!r}: topic {self._inbox_prefix}{agent} does not exist",
+                fix="`llmagentos agents` lists those there are; deploy the module that defines it first",
+            )
 
     def child(
         self,

@@ -12,6 +12,7 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+from weakref import WeakSet
 
 __all__ = ["Lanes"]
 
@@ -44,6 +45,7 @@ class Lanes(Generic[T]):
         self._idle: list[asyncio.Future[None]] = []
         self._slots: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], T] = {}
+        self._ended: WeakSet[asyncio.Task[None]] = WeakSet()
         self._next_woken = False
         self._changed: asyncio.Future[None] | None = None
 
@@ -105,8 +107,7 @@ class Lanes(Generic[T]):
             left = until - loop.time()
             if left <= 0:
                 late = [task for task, item in self._running.items() if wanted(item)]
-                for task in late:
-                    task.cancel()
+                self._end(late)
                 await asyncio.wait(late, timeout=1.0)  # a handler that swallows cancellation is left behind
                 return False
             if self._changed is None:
@@ -119,10 +120,18 @@ class Lanes(Generic[T]):
         self._ready.clear()
         self._lanes.clear()
         slots = list(self._slots)
-        for slot in slots:
-            slot.cancel()
+        self._end(slots)
         if slots:
             await asyncio.wait(slots, timeout=1.0)
+
+    def told_to_end(self) -> bool:
+        """Whether the running task was cancelled by :meth:`settle` or :meth:`stop`, and not by its own handler."""
+        return asyncio.current_task() in self._ended
+
+    def _end(self, slots: list[asyncio.Task[None]]) -> None:
+        for slot in slots:
+            self._ended.add(slot)
+            slot.cancel()
 
     def _wake_next(self) -> None:
         """See that one more slot will run, if the limit allows: called when there is an item that none takes."""

@@ -378,3 +378,53 @@ async def test_a_faust_app_that_does_not_fit_is_refused(deploy, app: str, says: 
     with pytest.raises(DeploymentError, match=says) as caught:
         await deploy(ECHO + f"\n    import faust\n    app = {app}\n")
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ('await ctx.tell("nobody", "x")', "UnknownAgent: no agent is named 'nobody'"),
+        ('await ctx.ask("nobody", "x")', "UnknownAgent: no agent is named 'nobody'"),
+        ('await ctx.publish("no.such.topic", "x")', "TopicError: .*'no.such.topic', which does not exist"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise asyncio.CancelledError", "CancelledError"),
+        ("asyncio.current_task().cancel(); await asyncio.sleep(1)", "CancelledError"),
+        ("return object()", "content of type object can't be sent"),
+        ('await ctx.reply("once"); await ctx.reply("twice")', None),
+    ],
+)
+async def test_a_worker_does_not_die_of_a_handler(deploy, client, settings: Settings, call: str, says) -> None:
+    await deploy(
+        f"""
+        import asyncio
+        from llmagentos.agents import agent
+
+        @agent("odd", retries=0)
+        async def odd(message, ctx):
+            if message.text == "well":
+                return "well"
+            {call}
+        """
+    )
+    talk = await client()
+    if says is None:  # the asker has its answer; the dead letter tells of the rest
+        assert (await talk.ask("odd", "odd", timeout=20)).text == "once"
+    else:
+        with pytest.raises(AnswerError, match=says):
+            await talk.ask("odd", "odd", timeout=20)
+    (dead,) = await read_topic(settings, "dead.odd", 1, decoded=True)
+    assert dead["cause"] in ("failed", "invalid")
+    assert (await talk.ask("odd", "well", timeout=20)).text == "well"
+
+
+@pytest.mark.parametrize("place", [("no.such.topic", 0), ("replies", 99), ("replies", -1)])
+async def test_an_answer_that_has_nowhere_to_go_is_a_dead_letter(deploy, client, settings: Settings, place) -> None:
+    await deploy(ECHO)
+    topic = settings.topic(place[0]) if place[0] == "replies" else place[0]
+    async with Producer(settings, Codec(open_registry(settings))) as producer:
+        await (await producer.send(Message.create("x", to="echo", reply_to=(topic, place[1]))))
+    (dead,) = await read_topic(settings, "dead.echo", 1, decoded=True)
+    assert dead["cause"] == "invalid"
+    assert "which does not exist" in dead["error"]
+    assert (await (await client()).ask("echo", "still here", timeout=20)).text == "still here"
