@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmagentos.streams.errors import AnswerError, AnswerTimeout, TopicError
+from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, TopicError
 from llmagentos.streams.message import Message, encode_content
 
 if TYPE_CHECKING:
@@ -31,10 +31,29 @@ class Context:
         log: a logger that names agent and conversation in each line.
     """
 
-    __slots__ = ("_answers", "_log", "_outputs", "_replied", "_step", "agent", "attempt", "message", "partition")
+    __slots__ = (
+        "_answers",
+        "_log",
+        "_outputs",
+        "_replied",
+        "_step",
+        "_wait",
+        "agent",
+        "attempt",
+        "message",
+        "partition",
+    )
 
     def __init__(
-        self, agent: str, message: Message, outputs: Outputs, answers: Answers, *, partition: int, attempt: int = 0
+        self,
+        agent: str,
+        message: Message,
+        outputs: Outputs,
+        answers: Answers,
+        *,
+        partition: int,
+        wait: Callable[[bool], None],
+        attempt: int = 0,
     ) -> None:
         self.agent = agent
         self.message = message
@@ -42,6 +61,7 @@ class Context:
         self.attempt = attempt
         self._outputs = outputs
         self._answers = answers
+        self._wait = wait  # told when a question begins (True) and ends (False) to wait
         self._step = 0
         self._replied = False
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
@@ -170,9 +190,16 @@ class Context:
 
         Raises:
             UnknownAgent: nothing of that name was ever deployed.
+            AgentError: it asks itself, in the conversation that it is handling.
             AnswerError: the other agent answered with an error.
             AnswerTimeout: no answer came in time; names both agents and the question.
         """
+        if agent == self.agent and conversation in (None, self.conversation):
+            raise AgentError(
+                f"agent {agent!r} asks itself within conversation {self.conversation!r}, whose lane it holds: the"
+                " question could only be handled after this message",
+                fix='ask in a conversation of its own: conversation=f"{ctx.conversation}/1"',
+            )
         wait_s = self._outputs.settings.ask_timeout_s if timeout is None else timeout
         left = self.deadline
         if left is not None:
@@ -193,6 +220,7 @@ class Context:
             attributes=attributes,
         )
         answer = await self._answers.expect(question.message_id, topic, self.partition)
+        self._wait(True)
         try:
             self._outputs.to_inbox(question)
             async with asyncio.timeout(wait_s):
@@ -204,6 +232,7 @@ class Context:
                 fix=f"see `llmagentos lag` and `llmagentos tail --conversation {question.conversation_id}`",
             ) from None
         finally:
+            self._wait(False)
             self._answers.forget(question.message_id)
         if result.type == "error":
             said = result.content

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 import confluent_kafka
 
+from llmagentos.streams.errors import LLMAgentOSError, RecordError
 from llmagentos.streams.message import Message
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 
-__all__ = ["DeadLetters"]
+__all__ = ["DeadLetters", "describe"]
 
 log = logging.getLogger(__name__)
 
 #: A dead letter must fit a record beside the message that it keeps; the rest of a long traceback is in the log.
 TRACEBACK_MAX = 16_000
+#: The same of what an error says of itself.
+ERROR_MAX = 4_000
+#: Without its key a letter is in another partition, which matters less than that it is written.
+KEY_MAX = 100_000
 
 
 class DeadLetters:
@@ -44,8 +50,7 @@ class DeadLetters:
         message: Message | None,
         *,
         cause: str,
-        error: str,
-        trace: str,
+        error: BaseException,
         attempts: int,
     ) -> None:
         """Keep *record*. It is safe before the commit of its offset, as every output is.
@@ -61,28 +66,58 @@ class DeadLetters:
             cause,
             *place,
             message.conversation_id if message else repr(record.key()),
-            error,
+            describe(error),
             topic,
         )
-        key = record.key()
-        value = self._encode(
-            {
-                "topic": place[0],
-                "partition": place[1],
-                "offset": place[2],
-                "timestamp": record.timestamp()[1],
-                "key": key,
-                "value": record.value(),
-                "headers": [{"name": name, "value": content} for name, content in record.headers() or ()],
-                "agent": agent,
-                "message_id": message.message_id if message else None,
-                "conversation_id": message.conversation_id if message else None,
-                "cause": cause,
-                "error": error,
-                "traceback": trace[-TRACEBACK_MAX:],
-                "attempts": attempts,
-                "worker": self._worker,
-                "died_at": time.time_ns() // 1_000_000,
-            }
-        )
-        self._producer.produce(topic, value, key)
+        key: Any = record.key()  # bytes or None, where librdkafka is asked for no strings
+        letter: dict[str, Any] = {
+            "topic": place[0],
+            "partition": place[1],
+            "offset": place[2],
+            "timestamp": record.timestamp()[1],
+            "key": key,
+            "value": record.value(),
+            "headers": [{"name": name, "value": content} for name, content in record.headers() or ()],
+            "agent": agent,
+            "message_id": message.message_id if message else None,
+            "conversation_id": message.conversation_id if message else None,
+            "cause": cause,
+            "error": describe(error),
+            "traceback": "" if isinstance(error, RecordError) else _trace(error),
+            "attempts": attempts,
+            "worker": self._worker,
+            "died_at": time.time_ns() // 1_000_000,
+        }
+        value = self._encode(letter)
+        if len(value) > self._settings.max_message_bytes:
+            # The record itself is not lost: it stays where it was.
+            letter["value"], letter["headers"] = None, []
+            letter["error"] += (
+                f"\nkept: not here, as its {len(record):,} bytes are too many, but in {place[0]} [{place[1]}] at offset"
+                f" {place[2]}, until its retention ends"
+            )
+            value = self._encode(letter)
+        self._producer.produce(topic, value, key if len(key or b"") <= KEY_MAX else None)
+
+
+def describe(error: BaseException) -> str:
+    """What *error* says, whatever it is: one that can't be printed must not take the worker with it."""
+    try:
+        said = error.what if isinstance(error, LLMAgentOSError) else str(error)
+        text = said if isinstance(error, RecordError) else f"{type(error).__name__}: {said}"
+    except BaseException as worse:  # noqa: BLE001
+        text = f"{type(error).__name__}, whose text can't be had: {type(worse).__name__}"
+    return _clean(text[:ERROR_MAX])
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as worse:  # noqa: BLE001
+        text = f"the traceback can't be had: {type(worse).__name__}"
+    return _clean(text[-TRACEBACK_MAX:])
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which UTF-8 can't say."""
+    return text.encode(errors="replace").decode()

@@ -62,7 +62,7 @@ def reader(agent: Agent, codec: Codec) -> Callable[[confluent_kafka.Message], Me
                 conversation = f"{record.topic()}/{record.partition()}"
         except (RecordError, SchemaError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # it is the user's function
             raise RecordError(
                 f"{place}: agent {agent.name!r} can't read it: {type(error).__name__}: {error}",
                 fix="correct the agent's `decode` or `key`, or the producer of the topic",

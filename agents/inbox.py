@@ -11,9 +11,9 @@ import asyncio
 import logging
 import random
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import confluent_kafka
 from faust.types import TP
@@ -21,9 +21,9 @@ from faust.types import TP
 from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.context import Context
-from llmagentos.agents.dead_letters import DeadLetters
+from llmagentos.agents.dead_letters import DeadLetters, describe
 from llmagentos.agents.outputs import Outputs
-from llmagentos.streams.errors import AnswerTimeout, LLMAgentOSError, RecordError, SchemaError
+from llmagentos.streams.errors import AnswerTimeout, RecordError, SchemaError
 from llmagentos.streams.lanes import Lanes
 from llmagentos.streams.message import Message
 
@@ -43,12 +43,12 @@ class Room:
         freed: called when room returns after there was none.
     """
 
-    __slots__ = ("_freed", "_full", "messages", "size")
+    __slots__ = ("_full", "freed", "messages", "size")
 
     def __init__(self, messages: int, size: int, freed: Callable[[], None]) -> None:
         self.messages = messages
         self.size = size
-        self._freed = freed
+        self.freed = freed
         self._full = False
 
     def left(self) -> int:
@@ -69,16 +69,24 @@ class Room:
         self.size += size
         if self._full and self.messages > 0 and self.size > 0:
             self._full = False
-            self._freed()
+            self.freed()
+
+
+@dataclass(slots=True, eq=False)
+class _Assignment:
+    """One time that a partition was this worker's."""
+
+    open: bool = True  # once it is over, what finishes of it changes nothing
 
 
 @dataclass(slots=True, eq=False)
 class _Work:
     record: confluent_kafka.Message
     tp: TP
-    assignment: object  # what is left of an earlier one changes nothing
+    assignment: _Assignment
     size: int
     message: Message | None = None  # where it was decoded to find its lane
+    questions: int = 0  # that its handler waits for
 
 
 class Inbox:
@@ -88,6 +96,7 @@ class Inbox:
         decode: a raw record to a message; raises RecordError, SchemaError.
         finish: tells the commit gate that (partition, offset) is done.
         broken: told of defects of ours; ends the worker.
+        max_waiting: handlers that may wait for answers at once. They hold no room, as what they wait for needs it.
     """
 
     def __init__(
@@ -103,6 +112,7 @@ class Inbox:
         broken: Callable[[BaseException], None],
         answers_topic: str,
         drain_timeout_s: float,
+        max_waiting: int,
     ) -> None:
         self.agent = agent
         self._decode = decode
@@ -113,21 +123,23 @@ class Inbox:
         self._finish = finish
         self._answers_topic = answers_topic
         self._drain_timeout_s = drain_timeout_s
-        self.owned: dict[TP, object] = {}  # each with the token of its present assignment
+        self.owned: dict[TP, _Assignment] = {}
+        self._max_waiting = max_waiting
+        self._waiting = 0
         self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken)
 
     # -- what the transport calls
 
     def room(self, tp: TP) -> int:
         """How many records more are taken now."""
-        return self._room.left()
+        return self._room.left() if self._waiting < self._max_waiting else 0
 
     def deliver(self, tp: TP, records: Sequence[confluent_kafka.Message]) -> None:
         """Take *records* of one partition, in order."""
         put = self.lanes.put
         take = self._room.take
         foreign = self.agent.topic is not None
-        assignment = self.owned.get(tp)
+        assignment = self.owned[tp]
         for record in records:
             size = len(record)
             take(size)
@@ -140,17 +152,23 @@ class Inbox:
 
     def assigned(self, tps: set[TP]) -> None:
         """These partitions are this worker's from now on."""
-        self.owned |= {tp: object() for tp in tps}
+        for tp in tps:
+            if (earlier := self.owned.get(tp)) is not None:  # lost and regained, before what was lost had drained
+                earlier.open = False
+            self.owned[tp] = _Assignment()
 
     async def revoked(self, tps: set[TP]) -> None:
         """Forget what waits of these partitions, and let what runs end, within the drain timeout."""
-        waiting = self.lanes.discard(lambda work: work.tp in tps)
-        await self.lanes.settle(lambda work: work.tp in tps, self._drain_timeout_s)
-        for tp in tps:
-            self.owned.pop(tp, None)
-        for work in waiting:
+        gone = {tp: self.owned[tp] for tp in tps if tp in self.owned}
+        over = {id(assignment) for assignment in gone.values()}
+        for work in self.lanes.discard(lambda work: id(work.assignment) in over):
             self._room.give(work.size)
-        self._answers.unfollow(self._answers_topic, {tp.partition for tp in tps})
+        await self.lanes.settle(lambda work: id(work.assignment) in over, self._drain_timeout_s)
+        for tp, assignment in gone.items():
+            assignment.open = False
+            if self.owned.get(tp) is assignment:  # not assigned anew meanwhile
+                del self.owned[tp]
+        self._answers.unfollow(self._answers_topic, {tp.partition for tp in tps - self.owned.keys()})
 
     async def stop(self) -> None:
         """End all slots."""
@@ -162,7 +180,24 @@ class Inbox:
             work.message = self._decode(work.record)
         except (RecordError, SchemaError):  # met again, and dealt with, when its turn comes
             return work.record.key() or b"\x00%d" % (work.record.offset() or 0)
-        return work.message.conversation_id.encode()
+        return work.message.conversation_id.encode(errors="surrogatepass")
+
+    def _wait(self, work: _Work, waits: bool) -> None:
+        """A handler begins to wait for an answer, or has it: meanwhile it holds no room."""
+        if waits:
+            work.questions += 1
+            if work.questions == 1:
+                self._waiting += 1
+                self._room.give(work.size)
+                self.lanes.lend()
+        else:
+            work.questions -= 1
+            if work.questions == 0:
+                self._waiting -= 1
+                self._room.take(work.size)
+                self.lanes.reclaim()
+                if self._waiting == self._max_waiting - 1:
+                    self._room.freed()
 
     # -- one record
 
@@ -210,20 +245,15 @@ class Inbox:
         task = asyncio.current_task()
         attempt = 0
         while True:
-            ctx = Context(
-                agent.name,
-                message,
-                self._outputs,
-                self._answers,
-                partition=work.tp.partition,
-                attempt=attempt,
-            )
+            ctx = self._context(work, message, attempt)
             try:
                 if agent.timeout_s is None:
                     result = await agent.handler(message, ctx)
                 else:
                     async with asyncio.timeout(agent.timeout_s):
                         result = await agent.handler(message, ctx)
+                if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
+                    return
                 if result is not None and not ctx.replied:
                     ctx.send_reply(result)
                 break
@@ -240,22 +270,32 @@ class Inbox:
                     return
                 pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
                 log.warning(
-                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s: %s",
+                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
                     agent.name,
                     message.message_id,
                     message.conversation_id,
                     attempt + 1,
                     agent.retries + 1,
                     pause_s,
-                    type(error).__name__,
-                    error,
+                    describe(error),
                 )
                 attempt += 1
                 await asyncio.sleep(pause_s)
         self._done(work)  # (a full producer is waited for by the transport, before it hands out more)
 
+    def _context(self, work: _Work, message: Message, attempt: int) -> Context:
+        return Context(
+            self.agent.name,
+            message,
+            self._outputs,
+            self._answers,
+            partition=work.tp.partition,
+            attempt=attempt,
+            wait=partial(self._wait, work),
+        )
+
     def _done(self, work: _Work) -> None:
-        if self.owned.get(work.tp) is work.assignment:
+        if work.assignment.open:
             self._finish(work.tp, work.record.offset() or 0)
 
     def _bury(
@@ -268,20 +308,11 @@ class Inbox:
         attempts: int,
         ctx: Context | None = None,
     ) -> None:
-        record = work.record
-        self._dead_letters.add(
-            self.agent.name,
-            record,
-            message,
-            cause=cause,
-            error=error.what if isinstance(error, LLMAgentOSError) else f"{type(error).__name__}: {error}",
-            trace="" if isinstance(error, RecordError) else "".join(traceback.format_exception(error)),
-            attempts=attempts,
-        )
+        self._dead_letters.add(self.agent.name, work.record, message, cause=cause, error=error, attempts=attempts)
         if message is not None and message.type != "event":
-            ctx = ctx or Context(self.agent.name, message, self._outputs, self._answers, partition=work.tp.partition)
+            ctx = ctx or self._context(work, message, attempt=0)
             if not ctx.replied:
-                ctx.send_error(f"{type(error).__name__}: {error}", cause)
+                ctx.send_error(describe(error), cause)
         self._done(work)
 
 

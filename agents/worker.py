@@ -159,6 +159,7 @@ class Worker:
                     broken=self._broken,
                     answers_topic=settings.topic(f"answers.{agent.name}"),
                     drain_timeout_s=settings.drain_timeout_s,
+                    max_waiting=settings.max_waiting,
                     owned_changed=self._owned_changed,
                 )
                 attach(app, topic, inbox)

@@ -124,6 +124,18 @@ class Lanes(Generic[T]):
         if slots:
             await asyncio.wait(slots, timeout=1.0)
 
+    def lend(self) -> None:
+        """A running item waits for something that may itself need a lane here: it counts no more for the limit."""
+        if self._limit is not None:
+            self._limit += 1
+            if self._ready and not self._next_woken:
+                self._wake_next()
+
+    def reclaim(self) -> None:
+        """The item that :meth:`lend` was called for goes on. For a while more may run than the limit says."""
+        if self._limit is not None:
+            self._limit -= 1
+
     def told_to_end(self) -> bool:
         """Whether the running task was cancelled by :meth:`settle` or :meth:`stop`, and not by its own handler."""
         return asyncio.current_task() in self._ended
@@ -181,6 +193,9 @@ class Lanes(Generic[T]):
                     self._broken(error)
                 raise
             self._finished(me, lane)
+            if self._limit is not None and len(self._slots) > self._limit:  # of those that reclaim() left over
+                self._slots.discard(me)
+                return
             if contextvars.copy_context() != clean:
                 # The handler left a context variable behind, which the next conversation must not see. (Comparing
                 # contexts that are the same costs one pointer.)

@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     max_in_flight_bytes: int = Field(
         64 * 1024 * 1024, ge=1_048_576, description="Bytes of messages taken and not finished, per worker."
     )
+    max_waiting: int = Field(
+        10_000, ge=1, description="Handlers of one agent that wait for answers at once, per worker; beside the above."
+    )
     ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."

@@ -89,7 +89,6 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self._acked = asyncio.Event()  # something finished, for those who drain
         self._drainers = 0
         self._thread = get_ident()  # the event loop's, from the start on
-        self.joined = False  # the group has given this worker its partitions, which may be none
         self.joined = False
         self._finished = False  # the worker stops: nothing is handed out or committed any more
         self._spawned: set[asyncio.Task[Any]] = set()
@@ -223,7 +222,6 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         """New partitions: their gates from now, their records once the app is ready for them."""
         if self._finished:
             return
-        self.joined = True
         for tp, start in starts.items():
             self._inboxes[tp] = Inbox(tp, start)
         self.joined = True

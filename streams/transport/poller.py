@@ -353,7 +353,6 @@ class Poller:
 
     def _on_revoke(self, consumer: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         tps = {TP(part.topic, part.partition) for part in partitions}
-        self.generation += 1
         if tps and not self._loop.is_closed():
             consumer.pause(partitions)
             try:
@@ -369,7 +368,6 @@ class Poller:
 
     def _on_lost(self, consumer: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         tps = {TP(part.topic, part.partition) for part in partitions}
-        self.generation += 1
         log.warning("lost %s: the group went on without this worker", _names(tps))
         self._tell(self._owner.lost, tps)
         self._let_go(consumer, partitions, tps)
@@ -379,6 +377,8 @@ class Poller:
             consumer.incremental_unassign(partitions)
         else:
             consumer.unassign()
+        # After the drain, which takes seconds: a commit that was asked for meanwhile would put back an older offset.
+        self.generation += 1
         self._assigned -= tps
         self._paused -= tps
         for tp in tps:

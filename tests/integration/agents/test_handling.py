@@ -428,3 +428,85 @@ async def test_an_answer_that_has_nowhere_to_go_is_a_dead_letter(deploy, client,
     assert dead["cause"] == "invalid"
     assert "which does not exist" in dead["error"]
     assert (await (await client()).ask("echo", "still here", timeout=20)).text == "still here"
+
+
+async def test_agents_that_ask_each_other_do_not_stand_in_each_others_way(deploy, settings: Settings) -> None:
+    await deploy(
+        """
+        import asyncio
+        from llmagentos.agents import agent
+
+        @agent("front")
+        async def front(message, ctx):
+            return await ctx.ask("back", message.text)
+
+        @agent("back", max_in_flight=2)
+        async def back(message, ctx):
+            if message.text.startswith("deeper"):
+                return "again " + await ctx.ask("back", message.text[6:], conversation=f"{ctx.conversation}/1")
+            return message.text
+        """,
+        max_in_flight=10,
+        ask_timeout_s=20.0,
+    )
+    async with Producer(settings, Codec(open_registry(settings))) as producer:
+        for number in range(200):
+            text = f"deeper{number}" if number % 2 else f"{number}"
+            await producer.send(Message.create(text, to="front", conversation=f"c{number}"))
+    replies = await read_topic(settings, "replies", 200, deadline_s=30)
+    said = {reply.conversation_id: reply.text for reply in replies}
+    assert said == {f"c{n}": f"again {n}" if n % 2 else f"{n}" for n in range(200)}
+
+
+async def test_asking_oneself_in_the_same_conversation_is_refused_at_once(deploy, client) -> None:
+    await deploy(
+        """
+        from llmagentos.agents import agent
+
+        @agent("mirror", retries=0)
+        async def mirror(message, ctx):
+            return await ctx.ask("mirror", "x")
+        """
+    )
+    with pytest.raises(AnswerError, match="asks itself within conversation"):
+        await (await client()).ask("mirror", "x", timeout=20)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        'raise ValueError("x" * 2_000_000)',
+        r'raise ValueError("bad \\ud800 text")',
+        'raise type("Odd", (Exception,), {"__str__": lambda self: 1 / 0})()',
+        'raise type("Odder", (BaseException,), {})("odd")',
+    ],
+)
+async def test_a_dead_letter_is_written_whatever_the_error_says(deploy, client, settings: Settings, failure) -> None:
+    await deploy(
+        f"""
+        from llmagentos.agents import agent
+
+        @agent("odd", retries=0)
+        async def odd(message, ctx):
+            if message.text == "well":
+                return "well"
+            {failure}
+        """
+    )
+    talk = await client()
+    with pytest.raises(AnswerError):
+        await talk.ask("odd", "odd", timeout=20)
+    (dead,) = await read_topic(settings, "dead.odd", 1, decoded=True)
+    assert dead["cause"] == "failed"
+    assert (await talk.ask("odd", "well", timeout=20)).text == "well"
+
+
+async def test_a_record_too_large_for_a_dead_letter_is_named_where_it_lies(deploy, client, settings: Settings) -> None:
+    await deploy(ECHO)
+    async with Producer(settings, message_max_bytes=2_000_000, compression_type="none") as producer:
+        producer.produce(settings.topic("agent.echo"), b"\x07" * 1_040_000, b"k")
+        await producer.delivered()
+    (dead,) = await read_topic(settings, "dead.echo", 1, decoded=True)
+    assert dead["value"] is None
+    assert "at offset 0, until its retention ends" in dead["error"]
+    assert (await (await client()).ask("echo", "still here", timeout=20)).text == "still here"
