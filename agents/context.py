@@ -38,6 +38,7 @@ class Context:
         "_replied",
         "_step",
         "_wait",
+        "_work",
         "agent",
         "attempt",
         "message",
@@ -52,7 +53,8 @@ class Context:
         answers: Answers,
         *,
         partition: int,
-        wait: Callable[[bool], None],
+        wait: Callable[[Any, bool], None],
+        work: Any,
         attempt: int = 0,
     ) -> None:
         self.agent = agent
@@ -61,7 +63,8 @@ class Context:
         self.attempt = attempt
         self._outputs = outputs
         self._answers = answers
-        self._wait = wait  # told when a question begins (True) and ends (False) to wait
+        self._wait = wait  # told when a question of this work begins (True) and ends (False) to wait
+        self._work = work
         self._step = 0
         self._replied = False
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
@@ -220,7 +223,7 @@ class Context:
             attributes=attributes,
         )
         answer = await self._answers.expect(question.message_id, topic, self.partition)
-        self._wait(True)
+        self._wait(self._work, True)
         try:
             self._outputs.to_inbox(question)
             async with asyncio.timeout(wait_s):
@@ -232,7 +235,7 @@ class Context:
                 fix=f"see `llmagentos lag` and `llmagentos tail --conversation {question.conversation_id}`",
             ) from None
         finally:
-            self._wait(False)
+            self._wait(self._work, False)
             self._answers.forget(question.message_id)
         if result.type == "error":
             said = result.content

@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import confluent_kafka
 from faust.types import TP
@@ -203,85 +202,84 @@ class Inbox:
 
     async def _handle(self, work: _Work) -> None:
         try:
-            await self._run(work)
+            record = work.record
+            while True:
+                try:
+                    message = work.message or self._decode(record)
+                    break
+                except RecordError as error:
+                    self._bury(work, None, error.cause, error, attempts=0)
+                    return
+                except SchemaError as error:  # not the record's fault: it must not become a dead letter
+                    log.warning(
+                        "%s [%d] offset %d waits: %s", record.topic(), work.tp.partition, record.offset(), error
+                    )
+                    await asyncio.sleep(REGISTRY_RETRY_S)
+            deadline = message.record["deadline"]
+            if deadline is not None and deadline < time.time() * 1000:
+                late_s = time.time() - deadline / 1000
+                error = RecordError(
+                    f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s"
+                    f" before agent {self.agent.name!r} could handle it",
+                    cause="expired",
+                    fix="scale the deployment, or give a later deadline",
+                )
+                self._bury(work, message, "expired", error, attempts=0)
+                return
+            place = message.record["reply_to"]
+            if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
+                error = RecordError(
+                    f"message {message.message_id} of conversation {message.conversation_id} wants its answer in"
+                    f" {place['topic']!r} partition {place['partition']}, which does not exist",
+                    cause="invalid",
+                    fix="correct reply_to, or leave it out: the answer then goes to `replies`",
+                )
+                message.record["reply_to"] = None  # whoever reads `replies` is told
+                self._bury(work, message, "invalid", error, attempts=0)
+                return
+            agent = self.agent
+            attempt = 0
+            while True:
+                ctx = self._context(work, message, attempt)
+                try:
+                    if agent.timeout_s is None:
+                        result = await agent.handler(message, ctx)
+                    else:
+                        async with asyncio.timeout(agent.timeout_s):
+                            result = await agent.handler(message, ctx)
+                    if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
+                        return
+                    if result is not None and not ctx.replied:
+                        ctx.send_reply(result)
+                    break
+                except BaseException as error:
+                    # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
+                    # unless that one is ours.
+                    if isinstance(error, asyncio.CancelledError):
+                        if self.lanes.told_to_end():
+                            raise
+                        task = asyncio.current_task()
+                        if task is not None and task.cancelling():
+                            task.uncancel()
+                    if attempt >= agent.retries or isinstance(error, RecordError):
+                        self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
+                        return
+                    pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
+                    log.warning(
+                        "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
+                        agent.name,
+                        message.message_id,
+                        message.conversation_id,
+                        attempt + 1,
+                        agent.retries + 1,
+                        pause_s,
+                        describe(error),
+                    )
+                    attempt += 1
+                    await asyncio.sleep(pause_s)
+            self._done(work)  # (a full producer is waited for by the transport, before it hands out more)
         finally:
             self._room.give(work.size)
-
-    async def _run(self, work: _Work) -> None:
-        record = work.record
-        while True:
-            try:
-                message = work.message or self._decode(record)
-                break
-            except RecordError as error:
-                self._bury(work, None, error.cause, error, attempts=0)
-                return
-            except SchemaError as error:  # not the record's fault: it must not become a dead letter
-                log.warning("%s [%d] offset %d waits: %s", record.topic(), work.tp.partition, record.offset(), error)
-                await asyncio.sleep(REGISTRY_RETRY_S)
-        deadline = message.record["deadline"]
-        if deadline is not None and deadline < time.time() * 1000:
-            late_s = time.time() - deadline / 1000
-            error = RecordError(
-                f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s before"
-                f" agent {self.agent.name!r} could handle it",
-                cause="expired",
-                fix="scale the deployment, or give a later deadline",
-            )
-            self._bury(work, message, "expired", error, attempts=0)
-            return
-        place = message.record["reply_to"]
-        if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
-            error = RecordError(
-                f"message {message.message_id} of conversation {message.conversation_id} wants its answer in"
-                f" {place['topic']!r} partition {place['partition']}, which does not exist",
-                cause="invalid",
-                fix="correct reply_to, or leave it out: the answer then goes to `replies`",
-            )
-            message.record["reply_to"] = None  # whoever reads `replies` is told
-            self._bury(work, message, "invalid", error, attempts=0)
-            return
-        agent = self.agent
-        task = asyncio.current_task()
-        attempt = 0
-        while True:
-            ctx = self._context(work, message, attempt)
-            try:
-                if agent.timeout_s is None:
-                    result = await agent.handler(message, ctx)
-                else:
-                    async with asyncio.timeout(agent.timeout_s):
-                        result = await agent.handler(message, ctx)
-                if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
-                    return
-                if result is not None and not ctx.replied:
-                    ctx.send_reply(result)
-                break
-            except BaseException as error:
-                # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
-                # unless that one is ours.
-                if isinstance(error, asyncio.CancelledError):
-                    if self.lanes.told_to_end():
-                        raise
-                    if task is not None and task.cancelling():
-                        task.uncancel()
-                if attempt >= agent.retries or isinstance(error, RecordError):
-                    self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
-                    return
-                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
-                log.warning(
-                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
-                    agent.name,
-                    message.message_id,
-                    message.conversation_id,
-                    attempt + 1,
-                    agent.retries + 1,
-                    pause_s,
-                    describe(error),
-                )
-                attempt += 1
-                await asyncio.sleep(pause_s)
-        self._done(work)  # (a full producer is waited for by the transport, before it hands out more)
 
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
         return Context(
@@ -291,7 +289,8 @@ class Inbox:
             self._answers,
             partition=work.tp.partition,
             attempt=attempt,
-            wait=partial(self._wait, work),
+            wait=self._wait,
+            work=work,
         )
 
     def _done(self, work: _Work) -> None:

@@ -12,7 +12,6 @@ import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
-from weakref import WeakSet
 
 __all__ = ["Lanes"]
 
@@ -45,7 +44,7 @@ class Lanes(Generic[T]):
         self._idle: list[asyncio.Future[None]] = []
         self._slots: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], T] = {}
-        self._ended: WeakSet[asyncio.Task[None]] = WeakSet()
+        self._ended: set[asyncio.Task[None]] = set()
         self._next_woken = False
         self._changed: asyncio.Future[None] | None = None
 
@@ -138,7 +137,7 @@ class Lanes(Generic[T]):
 
     def told_to_end(self) -> bool:
         """Whether the running task was cancelled by :meth:`settle` or :meth:`stop`, and not by its own handler."""
-        return asyncio.current_task() in self._ended
+        return bool(self._ended) and asyncio.current_task() in self._ended
 
     def _end(self, slots: list[asyncio.Task[None]]) -> None:
         for slot in slots:
@@ -154,6 +153,7 @@ class Lanes(Generic[T]):
             slot = asyncio.create_task(self._slot(), context=contextvars.Context())
             self._slots.add(slot)
             slot.add_done_callback(self._slots.discard)
+            slot.add_done_callback(self._ended.discard)
             self._next_woken = True
 
     async def _slot(self) -> None:
@@ -216,6 +216,7 @@ class Lanes(Generic[T]):
     def _replace(self, slot: asyncio.Task[None]) -> None:
         """*slot* ends: what is ready needs another."""
         self._slots.discard(slot)
+        self._ended.discard(slot)
         if self._ready and not self._next_woken:
             self._wake_next()
 
