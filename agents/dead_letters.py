@@ -97,7 +97,9 @@ class DeadLetters:
                 f" {place[2]}, until its retention ends"
             )
             value = self._encode(letter)
-        self._producer.produce(topic, value, key if len(key or b"") <= KEY_MAX else None)
+        # In the partition of its conversation, where people look for it; the record's own key is in the letter.
+        place_key = message.conversation_id.encode(errors="replace") if message else key
+        self._producer.produce(topic, value, place_key if len(place_key or b"") <= KEY_MAX else None)
 
 
 def describe(error: BaseException) -> str:

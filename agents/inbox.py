@@ -22,7 +22,7 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import DeadLetters, describe
 from llmagentos.agents.outputs import Outputs
-from llmagentos.streams.errors import AnswerTimeout, RecordError, SchemaError
+from llmagentos.streams.errors import AnswerError, AnswerTimeout, RecordError, SchemaError
 from llmagentos.streams.lanes import Lanes
 from llmagentos.streams.message import Message
 
@@ -241,11 +241,12 @@ class Inbox:
             attempt = 0
             while True:
                 ctx = self._context(work, message, attempt)
+                limit: asyncio.Timeout | None = None
                 try:
                     if agent.timeout_s is None:
                         result = await agent.handler(message, ctx)
                     else:
-                        async with asyncio.timeout(agent.timeout_s):
+                        async with asyncio.timeout(agent.timeout_s) as limit:
                             result = await agent.handler(message, ctx)
                     if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
                         return
@@ -253,6 +254,8 @@ class Inbox:
                         ctx.send_reply(result)
                     break
                 except BaseException as error:
+                    if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                        error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
                     # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
                     # unless that one is ours.
                     if isinstance(error, asyncio.CancelledError):
@@ -261,7 +264,8 @@ class Inbox:
                         task = asyncio.current_task()
                         if task is not None and task.cancelling():
                             task.uncancel()
-                    if attempt >= agent.retries or isinstance(error, RecordError):
+                    # Who answered with an error has tried as often as it may: to ask again would multiply that.
+                    if attempt >= agent.retries or isinstance(error, RecordError | AnswerError):
                         self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
                         return
                     pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)

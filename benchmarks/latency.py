@@ -129,11 +129,10 @@ def measure(brokers: str, source: str, target: str, linger_ms: float, seconds: f
     reader = Consumer({"bootstrap.servers": brokers, "group.id": "latency", "enable.auto.commit": False})
     reader.assign([TopicPartition(target, p, 0) for p in range(PARTITIONS)])
     got: list[tuple[int, bytes]] = []
-    count = int(RATE * seconds)
     stop = threading.Event()
 
     def read() -> None:
-        while len(got) < count and not stop.is_set():
+        while not stop.is_set():
             record = reader.poll(0.1)
             if record is not None:
                 got.append((time.perf_counter_ns(), record.value()))
@@ -142,20 +141,36 @@ def measure(brokers: str, source: str, target: str, linger_ms: float, seconds: f
     thread = threading.Thread(target=read)
     thread.start()
     producer = Producer(config(brokers, linger_ms))
-    started = time.perf_counter()
-    for number in range(count):
-        wait = started + number / RATE - time.perf_counter()
-        if wait > 0:
-            time.sleep(wait)
+
+    def send(number: int) -> None:
         conversation = f"c{number % CONVERSATIONS}"
         body = b"%020d%-143d" % (time.perf_counter_ns(), number)
         value = codec.encode(Message.create(body, to="echo", conversation=conversation)) if codec else body
         producer.produce(source, value, conversation)
         producer.poll(0)
+
+    def answered(count: int, within_s: float) -> None:
+        until = time.monotonic() + within_s
+        while len(got) < count:
+            assert time.monotonic() < until, f"{count - len(got)} replies are missing"
+            time.sleep(0.05)
+
+    # The echo has started when it has answered one message of each conversation.
+    for number in range(CONVERSATIONS):
+        send(number)
+    answered(CONVERSATIONS, 60)
+    got.clear()
+    count = int(RATE * seconds)
+    started = time.perf_counter()
+    for number in range(count):
+        wait = started + number / RATE - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        send(number)
     assert producer.flush(30) == 0
-    thread.join(30)
+    answered(count, 30)
     stop.set()
-    assert len(got) == count, f"{count - len(got)} replies are missing"
+    thread.join()
     reader.close()
     bodies = [(at, codec.message(value, "", 0, 0, 0).body if codec else value) for at, value in got]
     warm = int(WARM_UP_S * RATE)

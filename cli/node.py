@@ -68,7 +68,7 @@ def register(app: typer.Typer) -> None:
         if waiting := running_deployments(node.home):
             errors.print(
                 f"workers of {', '.join(waiting)} still run, and go on when the node is up again; "
-                "`llmagentos undeploy --all` ends them"
+                "to end them, `llmagentos up` and then `llmagentos undeploy --all`"
             )
 
     @app.command()

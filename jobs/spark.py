@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,11 @@ def session(
             raise JobError(f"Spark's JVM did not start: {_last_words(log)}", fix=f"read {log}") from error
         try:
             try:
+                interrupted = signal.getsignal(signal.SIGINT)
                 context = SparkContext(conf=properties, gateway=gateway)
+                if threading.current_thread() is threading.main_thread():
+                    # Spark's own handler calls the JVM while a call may be under way, and fails with pages of it.
+                    signal.signal(signal.SIGINT, interrupted)
             except Exception as error:
                 raise JobError(f"Spark does not start on {master}: {_reason(error)}", fix=f"read {log}") from error
             spark = SparkSession(context)

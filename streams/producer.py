@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -65,6 +66,9 @@ POLL_IDLE_S = 1.0
 
 #: `send` lets other tasks run after this many sends that never had to wait.
 FAIR_SENDS = 500
+
+#: While a broker is away librdkafka complains twice a second; the same complaint is logged again after this.
+SAY_AGAIN_S = 30.0
 
 #: Errors that the client does not get over by trying again, while it has never sent anything.
 _REFUSED = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError._SSL}
@@ -128,6 +132,7 @@ class Producer:
         self._settled_bytes = 0
         self._look_at = 0  # `send` looks at the bounds again when `sent` is here
         self._look_at_bytes = 0
+        self._said: dict[int, float] = {}  # error codes, and when they were logged
         self._trouble = ""  # the client's last complaint, for the text of a timeout
         self._refusal: KafkaError | None = None  # why the cluster lets this client send nothing
 
@@ -426,7 +431,9 @@ class Producer:
 
     def _complaint(self, error: KafkaError) -> None:
         """Librdkafka's error callback. It goes on trying whatever the error, so most only explain a timeout."""
-        if error.str() != self._trouble:
+        now = time.monotonic()
+        if now - self._said.get(error.code(), -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said[error.code()] = now
             log.warning("Kafka: %s", error.str())
         self._trouble = error.str()
         if error.code() in _REFUSED and not (self._settled or self._epoch.acked) and self._core is not None:

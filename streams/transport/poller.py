@@ -47,6 +47,8 @@ POLL_S = 0.05
 POLL_PAUSED_S = 0.01
 #: Seconds for one request to the broker in a callback, and for all tries of one.
 REQUEST_S = 10.0
+#: The same error of a consumer is logged again after this.
+SAY_AGAIN_S = 30.0
 REQUESTS_S = 60.0
 #: The lowest session timeout of a broker with stock settings (group.min.session.timeout.ms), milliseconds.
 STOCK_SESSION_MS = 6_000
@@ -127,6 +129,7 @@ class Poller:
         self.generation = 0  # of revocations: see commit
         self._assigned: set[TP] = set()  # the poll thread's own view
         self._paused: set[TP] = set()
+        self._said: dict[int, float] = {}  # error codes, and when they were logged
         self._told: dict[TP, int] = {}  # positions the owner knows
 
     # -- called from the loop's thread --------------------------------------------------------------------------
@@ -314,7 +317,11 @@ class Poller:
             return
         if error.fatal():
             raise BrokerError(f"the Kafka consumer failed for good: {error.str()}", fix="start the worker again")
-        log.warning("Kafka: %s %s", place, error.str())
+        # While a broker is away, the same is said with every attempt to reach it.
+        now = time.monotonic()
+        if now - self._said.get(code, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said[code] = now
+            log.warning("Kafka: %s %s", place, error.str())
 
     def _lower_bound(self) -> bool:
         """The broker takes no session timeout as low as ours: use the lowest of a stock broker."""

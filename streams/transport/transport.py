@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from faust.transport.base import Transport as FaustTransport
 
 from llmagentos.streams.endpoints import client_config
+from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.transport.conductor import Conductor
 from llmagentos.streams.transport.consumer import Consumer, Fetcher
@@ -79,7 +80,7 @@ class Transport(FaustTransport):
 
     def reader_config(self) -> dict[str, Any]:
         """For a consumer without a group, assigned by hand."""
-        return client_config(
+        return {"logger": librdkafka_log} | client_config(
             self.settings,
             group_id=f"{self.app.conf.id}-changelogs",  # librdkafka demands one; nothing is committed under it
             enable_auto_commit=False,
@@ -110,6 +111,7 @@ class Transport(FaustTransport):
             allow_auto_create_topics=False,  # see check_topics
             socket_timeout_ms=SOCKET_TIMEOUT_MS,
         )
+        config["logger"] = librdkafka_log  # the poll thread tells of its errors; these lines come 20 times a second
         if conf.consumer_group_instance_id:
             config["group.instance.id"] = conf.consumer_group_instance_id
         if config.get("group.protocol") == "consumer":  # KIP-848: the broker holds these
