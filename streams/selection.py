@@ -43,7 +43,7 @@ def resolve(settings: Settings, names: Sequence[str], topics: Mapping[str, int])
             found[name] = None
         elif settings.topic(name) in topics:
             found[settings.topic(name)] = None
-        elif of_agent[0] in topics:
+        elif any(topic in topics for topic in of_agent):  # an agent over a foreign topic has the others alone
             found |= dict.fromkeys(topic for topic in of_agent if topic in topics)
         else:
             known = [*agents(settings, topics), *(topic.removeprefix(settings.prefix) for topic in topics)]
