@@ -225,9 +225,18 @@ class Poller:
         finally:
             with self._ending:
                 self._ended = True
+            # Nobody is left to tell, and a group that went on without us refuses much of this: say so, and end.
             while self._jobs:  # commits that wait for an answer
-                self._jobs.popleft()()
-            self._consumer.close()  # revokes, by the callbacks below, and leaves the group
+                self._at_the_end(self._jobs.popleft())
+            self._at_the_end(self._consumer.close)  # revokes, by the callbacks below, and leaves the group
+
+    def _at_the_end(self, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except KafkaException as error:
+            log.warning("leaving the group: %s", error)
+        except Exception:
+            log.exception("leaving the group failed")
 
     def _set_paused(self, wished: list[TP], paused: bool) -> None:
         tps = [tp for tp in wished if tp in self._assigned]
@@ -361,8 +370,8 @@ class Poller:
     def _on_revoke(self, consumer: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         tps = {TP(part.topic, part.partition) for part in partitions}
         if tps and not self._loop.is_closed():
-            consumer.pause(partitions)
             try:
+                consumer.pause(partitions)
                 offsets = asyncio.run_coroutine_threadsafe(self._owner.revoked(tps), self._loop).result()
                 self._commit(offsets)
             except KafkaException as error:
