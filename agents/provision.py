@@ -77,7 +77,7 @@ def retire(settings: Settings, deployment: str) -> list[str]:
 
 def _agent_topics(settings: Settings, name: str, foreign: str | None) -> tuple[str, int]:
     """Make the topics of one agent; return its inbox and the number of partitions."""
-    own = [named(f"{kind}.NAME").of(name) for kind in ("answers", "dead")]
+    own = [named(f"{kind}.NAME").of(name) for kind in ("answers", "dead", "journal")]
     if foreign is None:
         inbox = named("agent.NAME").of(name)
         ensure_topics(settings, [inbox, *own])

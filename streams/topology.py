@@ -54,6 +54,14 @@ TOPICS: tuple[Topic, ...] = (
     Topic("agent.NAME", "conversation", "delete", 7 * DAY_MS, None, "the inbox of an agent"),
     Topic("answers.NAME", "question id", "delete", 7 * DAY_MS, None, "answers to the agent's questions"),
     Topic(
+        "journal.NAME",
+        "conversation",
+        "delete",
+        30 * DAY_MS,
+        None,
+        "who owns the agent's partitions, and what is parked, held or completed in them",
+    ),
+    Topic(
         "dead.NAME",
         "conversation",
         "delete",
