@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,6 +94,7 @@ def deploy(
     workers: int | None = None,
     owner: Process | None = None,
     environment: Mapping[str, str] | None = None,
+    command: Sequence[str] | None = None,
     timeout_s: float = START_S,
     checked: Callable[[Checked], None] | None = None,
     watch: Watcher | None = None,
@@ -106,6 +107,7 @@ def deploy(
         workers: None: as many as it has, or one.
         owner: the deployment ends with this process.
         environment: of the workers; None: this process'.
+        command: what starts a worker, before its arguments; None: this Python.
         checked: called when the module has been imported and its topics exist.
         watch: called while workers start and leave.
 
@@ -138,7 +140,7 @@ def deploy(
             agents=found.agents,
             generation=generation,
             issued=generation,
-            command=worker_command(),
+            command=list(command or worker_command()),
             drain_timeout_s=settings.drain_timeout_s,
             owner=owner,
             created_at=before.created_at if before is not None else time.time(),
@@ -161,8 +163,18 @@ def deploy(
     return wanted
 
 
-def rollout(settings: Settings, name: str, *, timeout_s: float = START_S, watch: Watcher | None = None) -> Deployment:
+def rollout(
+    settings: Settings,
+    name: str,
+    *,
+    command: Sequence[str] | None = None,
+    timeout_s: float = START_S,
+    watch: Watcher | None = None,
+) -> Deployment:
     """Replace the workers of a deployment one at a time, with the code as it is now, in the environment it has.
+
+    Args:
+        command: as for :func:`deploy`.
 
     Raises:
         DeploymentError: there is none of that name, its module no longer imports, or new workers don't start; the
@@ -180,7 +192,7 @@ def rollout(settings: Settings, name: str, *, timeout_s: float = START_S, watch:
                 "agents": found.agents,
                 "generation": before.issued + 1,
                 "issued": before.issued + 1,
-                "command": worker_command(),
+                "command": list(command or worker_command()),
                 "drain_timeout_s": settings.drain_timeout_s,
             }
         )
