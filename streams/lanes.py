@@ -3,6 +3,12 @@
 A lane exists only while its conversation has work. *Slots* are tasks that take ready items in turn: as long as
 handlers finish without waiting, one slot runs through all of them with no task made; when one waits, the next
 slot, which was woken beforehand, takes over. So a quick handler costs no task, and a slow one costs one.
+
+Which of the ready lanes is next is an *order*'s to say (:class:`Order`): what schedules by priority, cost or fairness
+between tenants plugs in there, and can't break the order inside a lane, as it sees no more than one item of each.
+
+Nothing here is bounded by itself: who calls :meth:`Lanes.put` bounds count and bytes (`agents.inbox.Room`), and what
+is kept for a conversation ends with its last item.
 """
 
 from __future__ import annotations
@@ -10,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Lanes"]
+__all__ = ["FirstCome", "Lanes", "Order", "Turns"]
 
 T = TypeVar("T")
 
@@ -24,6 +30,103 @@ IDLE_SLOTS_KEPT = 64
 ITEMS_PER_TURN = 100
 
 
+class Order(Protocol[T]):
+    """The ready lanes, and which of them runs next. One entry is a lane's name and the item at its head."""
+
+    def push(self, entry: tuple[bytes, T], /) -> None:
+        """A lane became ready; it is not among the others."""
+        ...
+
+    def pop(self) -> tuple[bytes, T]:
+        """Take out the one that runs next. Called only when there is one."""
+        ...
+
+    def remove(self, unwanted: Callable[[T], bool]) -> list[tuple[bytes, T]]:
+        """Take out and return all whose item is *unwanted*."""
+        ...
+
+    def __len__(self) -> int:
+        """How many are ready."""
+        ...
+
+
+class FirstCome(deque[tuple[bytes, T]]):
+    """First come, first served."""
+
+    __slots__ = ()
+
+    push = deque.append
+    pop = deque.popleft  # pyright: ignore[reportAssignmentType] - a deque's own pop is from the other end
+
+    def remove(self, unwanted: Callable[[T], bool]) -> list[tuple[bytes, T]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See :class:`Order`."""
+        taken = [entry for entry in self if unwanted(entry[1])]
+        if taken:
+            kept = [entry for entry in self if not unwanted(entry[1])]
+            self.clear()
+            self.extend(kept)
+        return taken
+
+
+class Turns(Generic[T]):
+    """Groups take turns, and in a group it is first come, first served.
+
+    With the partition as group, a partition with thousands of ready conversations holds no other one up: which is
+    felt where an agent's `max_in_flight` is small against what waits.
+
+    Args:
+        group: of an item.
+    """
+
+    __slots__ = ("_count", "_group", "_groups", "_turns")
+
+    def __init__(self, group: Callable[[T], Hashable]) -> None:
+        self._group = group
+        self._groups: dict[Hashable, deque[tuple[bytes, T]]] = {}
+        self._turns: deque[deque[tuple[bytes, T]]] = deque()  # those that are not empty
+        self._count = 0
+
+    def push(self, entry: tuple[bytes, T], /) -> None:
+        """See :class:`Order`."""
+        group = self._group(entry[1])
+        ready = self._groups.get(group)
+        if ready is None:
+            ready = self._groups[group] = deque()
+        if not ready:
+            self._turns.append(ready)
+        ready.append(entry)
+        self._count += 1
+
+    def pop(self) -> tuple[bytes, T]:
+        """See :class:`Order`."""
+        turns = self._turns
+        ready = turns[0]
+        entry = ready.popleft()
+        if ready:
+            turns.rotate(-1)
+        else:
+            turns.popleft()
+        self._count -= 1
+        return entry
+
+    def remove(self, unwanted: Callable[[T], bool]) -> list[tuple[bytes, T]]:
+        """See :class:`Order`."""
+        entries = [entry for ready in self._turns for entry in ready]
+        self._groups.clear()  # also of the groups that are gone for good
+        self._turns.clear()
+        self._count = 0
+        taken: list[tuple[bytes, T]] = []
+        for entry in entries:
+            if unwanted(entry[1]):
+                taken.append(entry)
+            else:
+                self.push(entry)
+        return taken
+
+    def __len__(self) -> int:
+        return self._count
+
+
 class Lanes(Generic[T]):
     """The lanes of one agent in one worker. Used from one event loop.
 
@@ -31,16 +134,22 @@ class Lanes(Generic[T]):
         run: handles one item. It must deal with its own failures: what it raises goes to *broken*.
         limit: how many items run at once; None: as many as there are lanes.
         broken: told of an exception that escaped from *run*, which is a defect of ours.
+        order: of the ready lanes; None: first come, first served.
     """
 
     def __init__(
-        self, run: Callable[[T], Awaitable[None]], *, limit: int | None = None, broken: Callable[[BaseException], None]
+        self,
+        run: Callable[[T], Awaitable[None]],
+        *,
+        limit: int | None = None,
+        broken: Callable[[BaseException], None],
+        order: Order[T] | None = None,
     ) -> None:
         self._run = run
         self._limit = limit
         self._broken = broken
         self._lanes: dict[bytes, deque[T] | None] = {}  # None: one item ready or running, nothing behind it
-        self._ready: deque[tuple[bytes, T]] = deque()
+        self._ready: Order[T] = FirstCome() if order is None else order
         self._idle: list[asyncio.Future[None]] = []
         self._slots: set[asyncio.Task[None]] = set()
         self._running: dict[asyncio.Task[None], T] = {}
@@ -68,27 +177,19 @@ class Lanes(Generic[T]):
                 behind.append(item)
         else:
             self._lanes[lane] = None
-            self._ready.append((lane, item))
+            self._ready.push((lane, item))
             if not self._next_woken:
                 self._wake_next()
 
     def discard(self, unwanted: Callable[[T], bool]) -> list[T]:
         """Take out and return all items that wait (not those that run) for which *unwanted* is true."""
-        taken: list[T] = []
-        ready: deque[tuple[bytes, T]] = deque()
-        freed: list[bytes] = []
-        for lane, item in self._ready:
-            if unwanted(item):
-                taken.append(item)
-                freed.append(lane)
-            else:
-                ready.append((lane, item))
-        self._ready = ready
+        removed = self._ready.remove(unwanted)
+        taken = [item for _, item in removed]
         for lane, behind in self._lanes.items():
             if behind:
                 taken += [item for item in behind if unwanted(item)]
                 self._lanes[lane] = deque(item for item in behind if not unwanted(item)) or None
-        for lane in freed:
+        for lane, _ in removed:
             self._next_in(lane)
         if self._ready and not self._next_woken:
             self._wake_next()
@@ -116,7 +217,7 @@ class Lanes(Generic[T]):
 
     async def stop(self) -> None:
         """Cancel every slot. Call :meth:`settle` first, to let handlers end."""
-        self._ready.clear()
+        self._ready.remove(lambda item: True)
         self._lanes.clear()
         slots = list(self._slots)
         self._end(slots)
@@ -161,12 +262,12 @@ class Lanes(Generic[T]):
         assert me is not None
         clean = contextvars.copy_context()
         running = self._running
+        ready = self._ready
         turn = 0
         woken = True
         while True:
             if woken:
                 self._next_woken = woken = False
-            ready = self._ready  # discard() replaces it
             if not ready:
                 if len(self._idle) >= IDLE_SLOTS_KEPT:
                     return
@@ -180,8 +281,8 @@ class Lanes(Generic[T]):
                     raise
                 woken, turn = True, 0
                 continue
-            lane, item = ready.popleft()
-            if ready and not self._next_woken:
+            lane, item = ready.pop()
+            if not self._next_woken and ready:
                 self._wake_next()
             running[me] = item
             try:
@@ -224,7 +325,7 @@ class Lanes(Generic[T]):
         """The lane's current item is done: its next one becomes ready, or the lane ends."""
         behind = self._lanes.get(lane)
         if behind:
-            self._ready.append((lane, behind.popleft()))
+            self._ready.push((lane, behind.popleft()))
             if not self._next_woken and self._idle:
                 self._wake_next()
         else:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmagentos.streams.lanes import Lanes
+from llmagentos.streams.lanes import FirstCome, Lanes, Order, Turns
 
 
 def fail(error: BaseException) -> None:
@@ -25,9 +25,10 @@ async def until(condition, deadline: float = 5.0) -> None:
 @given(
     work=st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 3)), max_size=60),
     limit=st.one_of(st.none(), st.integers(1, 4)),
+    order=st.sampled_from([FirstCome, lambda: Turns(lambda item: item[0] in "ab")]),
 )
 @settings(max_examples=60, deadline=None)
-def test_each_lane_runs_in_order_one_at_a_time(work, limit) -> None:
+def test_each_lane_runs_in_order_one_at_a_time(work, limit, order) -> None:
     async def scenario() -> None:
         started: list[tuple[str, int]] = []
         busy: set[str] = set()
@@ -44,7 +45,7 @@ def test_each_lane_runs_in_order_one_at_a_time(work, limit) -> None:
                 await asyncio.sleep(0)
             busy.discard(lane)
 
-        lanes: Lanes[tuple[str, int, int]] = Lanes(run, limit=limit, broken=fail)
+        lanes: Lanes[tuple[str, int, int]] = Lanes(run, limit=limit, broken=fail, order=order())
         for number, (lane, yields) in enumerate(work):
             lanes.put(lane.encode(), (lane, number, yields))
         await until(lambda: lanes.lanes == 0)
@@ -201,4 +202,49 @@ async def test_what_escapes_from_run_is_told() -> None:
     for slot in list(lanes._slots):
         with pytest.raises(ValueError, match="boom"):
             await slot
+    await lanes.stop()
+
+
+@pytest.mark.parametrize("order", [FirstCome(), Turns(lambda item: item % 3)], ids=["first-come", "turns"])
+def test_an_order_gives_each_entry_once_and_removes_what_is_unwanted(order: Order[int]) -> None:
+    for number in range(12):
+        order.push((b"%d" % number, number))
+    assert len(order) == 12
+    assert sorted(number for _, number in order.remove(lambda number: number < 6)) == [0, 1, 2, 3, 4, 5]
+    order.push((b"0", 0))
+    came = [order.pop() for _ in range(len(order))]
+    assert sorted(came) == sorted((b"%d" % number, number) for number in (0, 6, 7, 8, 9, 10, 11))
+    assert not order
+    for group in range(3):  # within a group, as they came
+        numbers = [number for _, number in came if number % 3 == group]
+        assert numbers == [*(n for n in range(6, 12) if n % 3 == group), *([0] if group == 0 else [])]
+
+
+def test_groups_take_turns() -> None:
+    order: Turns[str] = Turns(lambda item: item[0])
+    for item in ("a1", "a2", "a3", "a4", "b1", "c1", "c2"):
+        order.push((item.encode(), item))
+    assert [order.pop()[1] for _ in range(3)] == ["a1", "b1", "c1"]
+    order.push((b"b2", "b2"))
+    assert [order.pop()[1] for _ in range(len(order))] == ["a2", "c2", "b2", "a3", "a4"]
+
+
+@pytest.mark.parametrize(("order", "place"), [(FirstCome(), 100), (Turns(lambda item: item[0]), 2)])
+async def test_a_crowded_partition_holds_no_other_up_where_turns_are_taken(order: Order[str], place: int) -> None:
+    gate = asyncio.Event()
+    started: list[str] = []
+
+    async def run(item: str) -> None:
+        started.append(item)
+        await gate.wait()
+
+    lanes: Lanes[str] = Lanes(run, limit=1, broken=fail, order=order)
+    lanes.put(b"first", "a-first")
+    await until(lambda: lanes.running == 1)
+    for number in range(99):
+        lanes.put(b"a%d" % number, f"a{number}")
+    lanes.put(b"b", "b")
+    gate.set()
+    await until(lambda: lanes.lanes == 0)
+    assert started.index("b") == place
     await lanes.stop()
