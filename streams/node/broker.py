@@ -40,6 +40,10 @@ _FAILOVER = {
 }
 
 
+#: From a broker's port to the one at another address. Kafka wants another number for each listener; chosen ports are
+#: below 32,768, so that this is one too.
+_OUTSIDE = 30_000
+
 #: A broker that can't write ends, so starting it with less is no use: its segments' indexes alone take some.
 LEAST_FREE_MB = 64
 
@@ -100,6 +104,11 @@ class Broker:
     home: Path
     port: int
     controller_port: int
+
+    @property
+    def outside_port(self) -> int:
+        """Where it listens at another address than 127.0.0.1, if it does."""
+        return self.port + _OUTSIDE
 
     @property
     def folder(self) -> Path:
@@ -231,8 +240,8 @@ def _end_of(log: Path, size: int = 32_768) -> str:
         return ""
 
 
-def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str]) -> dict[str, str]:
-    """The broker's settings as one of *voters*; *extra* wins."""
+def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str], outside: str = "") -> dict[str, str]:
+    """The broker's settings as one of *voters*, which listens at the address *outside* too; *extra* wins."""
     replicas = str(min(3, len(voters)))
     in_sync = str(max(1, min(2, len(voters) - 1)))
     settings = {
@@ -279,4 +288,9 @@ def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str
     }
     if len(voters) > 1:
         settings |= _FAILOVER
+    if outside:
+        place = f"OUTSIDE://{outside}:{broker.outside_port}"
+        settings["listeners"] += f",{place}"
+        settings["advertised.listeners"] += f",{place}"
+        settings["listener.security.protocol.map"] += ",OUTSIDE:PLAINTEXT"
     return settings | dict(extra)

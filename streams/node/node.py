@@ -86,11 +86,14 @@ class Node:
         settings: `home`, `cache` and `kafka_jars` count here.
         broker_properties: further Kafka settings, for tests of brokers with other security.
         scram: users that the cluster begins with, as kafka-storage's --add-scram takes them.
+        outside: an address of this machine on which the brokers listen too, for clients that can't reach its
+            loopback: those in another network namespace.
     """
 
     settings: Settings
     broker_properties: Mapping[str, str] = field(default_factory=dict[str, str])
     scram: Sequence[str] = ()
+    outside: str = ""
 
     def __post_init__(self) -> None:
         self.home = self.settings.home.absolute()
@@ -104,6 +107,22 @@ class Node:
     def redis(self) -> str:
         """Redis' URL; raises NodeError before the first start."""
         return self._valkeys(self._known(), local=False)[0].url
+
+    @property
+    def brokers_outside(self) -> str:
+        """Kafka's bootstrap.servers at the address `outside`."""
+        return ",".join(f"{self.outside}:{broker.outside_port}" for broker in self._brokers(self._known(), local=False))
+
+    def broker(self, number: int) -> Broker:
+        """Broker *number*, from 1: its process, ports, folders; raises NodeError where there is none."""
+        there = self._brokers(self._known(), local=False)
+        if not 0 < number <= len(there):
+            raise NodeError(f"the node in {self.home} has brokers 1 to {len(there)}, not {number}")
+        return there[number - 1]
+
+    def valkey(self) -> Valkey:
+        """Redis: its process, port, folder; raises NodeError before the first start."""
+        return self._valkeys(self._known(), local=False)[0]
 
     @property
     def jars_folder(self) -> Path:
@@ -166,6 +185,23 @@ class Node:
                 endpoints["redis"] = valkeys[0].url
             write_whole(self.home / ENDPOINTS_FILE, json.dumps(endpoints) + "\n")
         return self.status()
+
+    def start(self, part: Broker | Valkey) -> None:
+        """Start one part that has ended, and return when it serves; the others stay as they are, dead ones too.
+
+        Raises:
+            NodeError: it does not start; says why.
+        """
+        with self._locked():
+            state = self._known()
+            if part.daemon.process():
+                return
+            if isinstance(part, Valkey):
+                part.start()
+                part.wait(_START_TIMEOUT_S)
+                return
+            self._start([part], self._brokers(state, local=False), state, _silent)
+            self._wait([part])
 
     def down(self, progress: Progress | None = None) -> bool:
         """Stop everything and return whether anything ran. The data stays.
@@ -394,7 +430,7 @@ class Node:
     def _start(self, dead: Sequence[Broker], brokers: Sequence[Broker], state: State, say: Progress) -> None:
         launch = self._launch(say)
         for broker in dead:
-            broker.write_config(properties(broker, brokers, self.broker_properties))
+            broker.write_config(properties(broker, brokers, self.broker_properties, self.outside))
             if broker.cluster_id() is None:
                 say(f"formatting the data folder of {broker.daemon.name}", 0, 0)
                 broker.format(launch, state.cluster_id, self.scram)
@@ -408,7 +444,7 @@ class Node:
         # Idempotent, so that it asks for a producer id at once: a new broker refuses the very first one that asks,
         # and a producer asks again only a second later.
         client = self._client(brokers, **{"enable.idempotence": True}) if brokers else None
-        while (alive := self._alive(brokers, client, timeout_s=0.5)) != wanted:
+        while not wanted <= (alive := self._alive(brokers, client, timeout_s=0.5)):
             for broker in brokers:
                 if broker.daemon.exited():
                     raise self._failed(broker, broker.ended_because())

@@ -20,6 +20,9 @@ __all__ = ["Daemon"]
 #: A log of a process' own output is moved aside at its next start once it is over this.
 _LOG_BYTES = 8 * 1024 * 1024
 
+#: A killed process ends at once, unless it sits in the kernel: on a disk that hangs.
+_KILLED_S = 10.0
+
 #: Started by this very Python process: they must be reaped here, or stay zombies.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -96,9 +99,19 @@ class Daemon:
         if process is not None and not _ended(process, signal.SIGTERM, timeout_s):
             if not force:
                 return False
-            _ended(process, signal.SIGKILL, 10.0)
+            _ended(process, signal.SIGKILL, _KILLED_S)
         self.pid_file.unlink(missing_ok=True)
         return True
+
+    def kill(self) -> int | None:
+        """End it by SIGKILL, as a fault would; returns the pid that died of it, None where it did not run."""
+        process = self.process()
+        if process is None:
+            return None
+        child = _children.get(process.pid)
+        if not _ended(process, signal.SIGKILL, _KILLED_S) or (child and child.returncode != -signal.SIGKILL):
+            raise NodeError(f"{self.name} (pid {process.pid}) did not die of SIGKILL")
+        return process.pid
 
     def terminate(self) -> None:
         """Ask it to end, without waiting."""
