@@ -1,0 +1,279 @@
+"""One scenario, from the cluster's start to the verdict."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+import psutil
+from confluent_kafka.admin import OffsetSpec
+
+from llmagentos.cli.chaos.chain import LEDGER, MENDED
+from llmagentos.cli.chaos.cluster import Cluster, Interrupted
+from llmagentos.cli.chaos.evidence import collect
+from llmagentos.cli.chaos.faults import FAULTS, Fired
+from llmagentos.cli.chaos.oracle import Verdict, judge
+from llmagentos.cli.chaos.scenarios import Scenario
+from llmagentos.cli.chaos.workload import AGENTS, Line, Production, data_folder, make_input, read_input, write_input
+from llmagentos.streams.admin import Admin
+from llmagentos.streams.errors import LLMAgentOSError
+from llmagentos.streams.settings import Settings
+from llmagentos.streams.topology import named
+
+__all__ = ["CHAIN", "Outcome", "Progress", "run"]
+
+#: What is deployed; the tests deploy it with bugs.
+CHAIN = Path(__file__).with_name("chain.py")
+
+#: Neither an effect nor a commit for so long: nothing more will come. The longest that a partition stands still by
+#: design is a session, a start and a rebalance (some 15 s here).
+STALL_S = 60.0
+
+#: Between two looks at what goes on.
+LOOK_S = 0.5
+
+#: The ledger is a small Python process.
+LEDGER_START_S = 30.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; written by the run, read by who shows it."""
+
+    doing: str = ""
+    total: int = 0
+    produced: int = 0
+    effects: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one scenario.
+
+    Attributes:
+        fired: every fault that happened, in order.
+        trouble: why it could not run as it should; empty where it did.
+        seconds: from the first message to the last effect; whole_s with start and judgement.
+    """
+
+    scenario: Scenario
+    seed: int
+    fired: list[Fired] = field(default_factory=list[Fired])
+    verdict: Verdict | None = None
+    trouble: str = ""
+    started_at: float = 0.0
+    seconds: float = 0.0
+    whole_s: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether it ran, and everything that must hold does."""
+        return not self.trouble and self.verdict is not None and self.verdict.holds
+
+
+def run(
+    scenario: Scenario,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    told: Callable[[Fired], None] = lambda _: None,
+    chain: Path = CHAIN,
+) -> Outcome:
+    """Run one scenario in a cluster of its own, which is gone afterwards.
+
+    Args:
+        told: called with each fault as it happens, from other threads.
+        chain: the file that is deployed.
+    """
+    outcome = Outcome(scenario, seed)
+    progress = progress or Progress()
+    started = time.monotonic()
+    needs = {need: None for name in scenario.faults for need in FAULTS[name].needs()}
+    if needs:
+        outcome.trouble = "could not run: " + "; ".join(needs)
+        return outcome
+    try:
+        _Run(outcome, progress, told, chain).run()
+    except LLMAgentOSError as error:
+        outcome.trouble = f"could not run: {error}"
+    outcome.whole_s = time.monotonic() - started
+    return outcome
+
+
+class _Run:
+    def __init__(self, outcome: Outcome, progress: Progress, told: Callable[[Fired], None], chain: Path) -> None:
+        self.outcome = outcome
+        self.scenario = outcome.scenario
+        self.progress = progress
+        self.told = told
+        self.chain = chain
+        self.memory: dict[int, list[tuple[float, int]]] = {}
+
+    def run(self) -> None:
+        scenario, outcome = self.scenario, self.outcome
+        self.progress.doing = "starting the cluster"
+        with Cluster(say=self._say) as cluster:
+            self.cluster = cluster
+            lines = make_input(scenario, outcome.seed, data_folder())
+            write_input(cluster.home / "input.ndjson", lines)
+            self.progress.total = len({line.id for line in lines})
+            mended = cluster.home / "mended"
+            with self._ledger(cluster.home) as socket:
+                self._topics(cluster.settings)
+                cluster.deploy(self.chain, scenario.workers, {LEDGER: str(socket), MENDED: str(mended)})
+                with self._watched():
+                    started = time.monotonic()
+                    outcome.started_at = time.time()
+                    production = self._under_faults(lines)
+                    self._say("waiting until all work is done or kept")
+                    self._settle()
+                    if any(line.poison for line in lines):
+                        self._say("mending what failed, and redriving")
+                        mended.touch()
+                        self._redrive()
+                        self._settle()
+                    outcome.seconds = time.monotonic() - started
+                if production.failure is not None:
+                    outcome.trouble = f"the input could not be produced: {production.failure}"
+                evidence = collect(cluster.settings, cluster.name, self.ledger, self.memory, self._say)
+            self._say("judging")
+            outcome.verdict = judge(
+                list(read_input(cluster.home / "input.ndjson")),
+                evidence,
+                acknowledged=(line.id for line in production.acknowledged),
+                redelivers=scenario.redelivers,
+                topics={agent: cluster.settings.topic(f"agent.{agent}") for agent in AGENTS},
+            )
+
+    def _say(self, text: str) -> None:
+        self.progress.doing = text
+
+    # -- around it
+
+    @contextmanager
+    def _ledger(self, home: Path) -> Generator[Path]:
+        """The ledger's process; gives its socket."""
+        socket, self.ledger = home / "ledger.sock", home / "ledger.ndjson"
+        self.ledger.touch()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C ends the run, which then ends it
+        )
+        try:
+            self.cluster.until(socket.exists, "the ledger's start", LEDGER_START_S)
+            yield socket
+        finally:
+            process.kill()
+            process.wait()
+
+    def _topics(self, settings: Settings) -> None:
+        """The agents' topics before they are deployed, stamped by the brokers' clocks: see evidence.py."""
+        kinds = [named(f"{kind}.NAME").of(agent) for agent in AGENTS for kind in ("agent", "journal", "dead")]
+        stamped = {"message.timestamp.type": "LogAppendTime"}
+        Admin(settings).ensure(
+            (settings.topic(kind.name), settings.partitions, kind.config | stamped) for kind in kinds
+        )
+
+    @contextmanager
+    def _watched(self) -> Generator[None]:
+        """Sample the workers' memory meanwhile, and count effects."""
+        over = threading.Event()
+        keys: set[str] = set()
+        read = 0
+
+        def watch() -> None:
+            nonlocal read
+            while not over.wait(LOOK_S):
+                for worker in self.cluster.workers():
+                    try:
+                        size = psutil.Process(worker.pid).memory_info().rss
+                    except psutil.NoSuchProcess:
+                        continue
+                    self.memory.setdefault(worker.pid, []).append((time.time(), size))
+                with self.ledger.open("rb") as file:
+                    file.seek(read)
+                    whole = file.read().rpartition(b"\n")[0]
+                read += len(whole) + bool(whole)
+                keys.update(orjson.loads(line)["key"] for line in whole.splitlines())
+                self.progress.effects = len(keys)
+
+        thread = threading.Thread(target=watch, name="watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    # -- the work
+
+    def _under_faults(self, lines: list[Line]) -> Production:
+        """Produce the input while the faults go on; returns when both are over."""
+        scenario, cluster = self.scenario, self.cluster
+        production = Production(cluster.settings, lines, scenario.seconds, self.outcome.seed)
+        threads = [
+            threading.Thread(target=self._fault, args=(name,), name=f"fault {name}", daemon=True)
+            for name in scenario.faults
+        ]
+        self._say(f"{len(lines):,} messages in {scenario.conversations:,} conversations, and faults")
+        production.start()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in (production, *threads):
+                while thread.is_alive():
+                    thread.join(LOOK_S)
+                    self.progress.produced = production.sent
+                    if self.outcome.trouble:
+                        break
+        finally:
+            if production.is_alive() or any(thread.is_alive() for thread in threads):
+                production.stop()
+                cluster.interrupt()
+                for thread in threads:
+                    thread.join()
+        production.join()
+        return production
+
+    def _fault(self, name: str) -> None:
+        rng = random.Random(f"{self.outcome.seed}/{self.scenario.name}/{name}")
+        count = 0
+        try:
+            for fired in FAULTS[name].run(self.cluster, rng, self.scenario.seconds):
+                count += 1
+                self.outcome.fired.append(fired)
+                self.told(fired)
+        except Interrupted:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the scenario did not run as it should
+            self.outcome.trouble = f"fault {name} could not run: {type(error).__name__}: {error}"
+            return
+        if not count:
+            self.outcome.trouble = f"fault {name} never fired"
+
+    def _settle(self) -> None:
+        """Wait until the commits cover all inboxes, or nothing moves any more."""
+        admin = Admin(self.cluster.settings)
+        topics = [self.cluster.settings.topic(f"agent.{agent}") for agent in AGENTS]
+        shape: object = None
+        moved_at = time.monotonic()
+        while time.monotonic() - moved_at < STALL_S:
+            ends = {(t, p): end for t in topics for p, end in admin.offsets(t, OffsetSpec.latest()).items() if end}
+            committed = admin.committed(self.cluster.name, topics)
+            if all(committed.get(place, 0) >= end for place, end in ends.items()):
+                return
+            if (seen := (ends, committed)) != shape:
+                shape, moved_at = seen, time.monotonic()
+            time.sleep(LOOK_S)
+
+    def _redrive(self) -> None:
+        """As a person would, once what failed is mended."""

@@ -1,0 +1,90 @@
+"""The scenarios: which faults, in how much work, and what must show that they did something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llmagentos.streams.errors import InputError
+
+__all__ = ["SCENARIOS", "Scenario", "lasting", "named"]
+
+#: Of the messages of every scenario, unless it says otherwise: a plain run of the workload has neither.
+POISON = 0.001
+DUPLICATES = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run: a workload, and the faults that go on meanwhile.
+
+    Attributes:
+        faults: by name (`cli/chaos/faults.py`), side by side in threads of their own.
+        messages, conversations: the size of the input.
+        seconds: over which the input is produced, and what the faults are told to last.
+        workers: at the start.
+        poison: the share of messages that can't be decoded or handled.
+        duplicates: the share of messages that are produced twice.
+        redelivers: whether messages must be handled again, or else the faults did nothing.
+    """
+
+    name: str
+    about: str
+    faults: tuple[str, ...] = ()
+    messages: int = 100_000
+    conversations: int = 5_000
+    seconds: float = 150.0
+    workers: int = 3
+    poison: float = 0.0
+    duplicates: float = 0.0
+    redelivers: bool = False
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario("kill-workers", "30 x kill -9 of workers with work in flight", ("kill-workers",), redelivers=True),
+    Scenario("kill-brokers", "kill -9 of each broker in turn, one down for 70 s", ("kill-brokers",)),
+    Scenario("freeze-worker", "SIGSTOP of a worker beyond its session, then SIGCONT", ("freeze-worker",)),
+    Scenario("partition", "60 s without a network between one worker and the brokers", ("partition",)),
+    Scenario("redis", "Redis killed, and emptied", ("redis",)),
+    Scenario("disk-full", "one broker's disk is full", ("disk-full",)),
+    Scenario("kill-supervisor", "kill -9 of the supervisor, then of a worker", ("kill-supervisor",)),
+    Scenario("duplicates", "1 % of the messages produced twice", duplicates=DUPLICATES),
+    Scenario("poison", "0.1 % of the messages undecodable or failing", poison=POISON),
+    Scenario("scale", "3 workers, 6, then 2", ("scale",)),
+    Scenario("rollout", "every worker replaced under load", ("rollout",)),
+    Scenario("clock", "one worker's clock off by 60 s", ("clock",)),
+    Scenario(
+        "combined",
+        "workers killed, frozen and scaled, brokers killed, Redis lost; duplicates and poison",
+        ("kill-workers", "kill-brokers", "freeze-worker", "redis"),
+        poison=POISON,
+        duplicates=DUPLICATES,
+        redelivers=True,
+    ),
+)
+
+
+def named(names: Sequence[str]) -> list[Scenario]:
+    """The scenarios of those names, in that order.
+
+    Raises:
+        InputError: there is none of a name; says which there are.
+    """
+    by_name = {scenario.name: scenario for scenario in SCENARIOS}
+    for name in names:
+        if name not in by_name:
+            raise InputError(
+                f"there is no scenario {name!r}; there are: {', '.join(by_name)}", fix="`llmagentos chaos list`"
+            )
+    return [by_name[name] for name in names]
+
+
+def lasting(scenario: Scenario, seconds: float) -> Scenario:
+    """*scenario* with *seconds* of work at the same rate, in conversations as long as before."""
+    share = seconds / scenario.seconds
+    return replace(
+        scenario,
+        seconds=seconds,
+        messages=max(1, round(scenario.messages * share)),
+        conversations=max(1, round(scenario.conversations * share)),
+    )
