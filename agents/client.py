@@ -13,6 +13,7 @@ import confluent_kafka
 
 from llmagentos.agents.cards import read_cards
 from llmagentos.streams.admin import partitions_of
+from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import (
     AnswerError,
     AnswerTimeout,
@@ -44,11 +45,13 @@ class Client:
     Args:
         settings: None: :meth:`Settings.load`.
         name: what the agents see as sender.
+        clock: that questions' deadlines are told by.
     """
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "client") -> None:
+    def __init__(self, settings: Settings | None = None, *, name: str = "client", clock: Clock | None = None) -> None:
         self._settings = settings or Settings.load()
         self._name = name
+        self._clock = clock or Clock()
         self._replies = self._settings.topic("replies")
         self._streams: dict[str, asyncio.Queue[Message]] = {}  # by conversation
         self._waiting: dict[str, asyncio.Future[Message]] = {}  # by question
@@ -199,7 +202,7 @@ class Client:
             sender=self._name,
             tenant=tenant,
             attributes=attributes,
-            deadline=int((time.time() + wait_s) * 1000),
+            deadline=int((self._clock.time() + wait_s) * 1000),
         )
         # The same partition as of everything else of the conversation in `replies`, its tokens for one.
         partition = murmur2_partition(question.conversation_id.encode(), self._partitions)
