@@ -6,7 +6,7 @@ Everything here blocks: from a coroutine, call it through ``asyncio.to_thread``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -314,7 +314,7 @@ class Admin:
                     )
                     if not raced:  # another client made it meanwhile: then its partitions count, below
                         raise
-        self._wait_for(wanted)
+        self._wait_for(wanted, list(lacking))
         return list(lacking)
 
     def delete(self, names: Sequence[str]) -> None:
@@ -335,7 +335,7 @@ class Admin:
         name, partitions, config = topic
         return name, (partitions, config)
 
-    def _wait_for(self, wanted: Mapping[str, tuple[int, Mapping[str, str]]]) -> None:
+    def _wait_for(self, wanted: Mapping[str, tuple[int, Mapping[str, str]]], new: Collection[str]) -> None:
         """Until every topic has a leader for each partition: a client that is too early would be told it's unknown."""
         deadline = time.monotonic() + self.timeout_s
         while True:
@@ -351,14 +351,29 @@ class Admin:
                         "or delete the topic with all its records",
                     )
             waiting = [name for name in wanted if name not in found or not _ready(found[name])]
-            if not waiting:
+            if not waiting and (not new or self._all_know(new)):
                 return
+            waiting += new
             if time.monotonic() > deadline:
                 raise BrokerError(
                     f"topic {waiting[0]} has no leader for all its partitions after {self.timeout_s:.0f} s",
                     fix="see whether all brokers run: `llmagentos status`",
                 )
             time.sleep(0.02)
+
+    def _all_know(self, names: Collection[str]) -> bool:
+        """Whether each broker knows *names*. Brokers hear of a new topic one after the other, and any may be asked
+        next: so each is asked by a client that has just met it, and knows no other yet."""
+        places = self.cluster().brokers.values()
+        for place in places if len(places) > 1 else ():
+            client = AdminClient(client_config(self.settings) | {"bootstrap.servers": place, "log_level": 0})
+            try:
+                found = client.list_topics(timeout=_SLICE_S).topics
+            except KafkaException:
+                continue  # it has just died, then nobody is told anything by it; or it can't be seen from here
+            if not all(name in found and _ready(found[name]) for name in names):
+                return False
+        return True
 
     def _offsets(self, name: str, partitions: Iterable[int], spec: OffsetSpec) -> dict[int, int]:
         request = {TopicPartition(name, partition): spec for partition in partitions}
