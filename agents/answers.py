@@ -34,6 +34,9 @@ class Answers:
     def __init__(self, settings: Settings, codec: Codec, *, name: str) -> None:
         self._codec = codec
         self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._early: dict[str, Message] = {}  # by question, oldest first
+        self._early_most = settings.max_waiting
+        self._positions: dict[tuple[str, int], int] = {}
         self._follower = Follower(settings, self._deliver, name=f"{name}-answers")
 
     async def expect(self, question: str, topic: str, partition: int) -> asyncio.Future[Message]:
@@ -42,11 +45,29 @@ class Answers:
         Raises:
             TopicError, BrokerError: the answers can't be read.
         """
-        await self._follower.follow(topic, partition)
+        if (topic, partition) not in self._positions:
+            await self.follow(topic, partition)
         future = self._waiting.get(question)
         if future is None or future.done():
             future = self._waiting[question] = asyncio.get_running_loop().create_future()
+            if (early := self._early.pop(question, None)) is not None:
+                future.set_result(early)
         return future
+
+    async def follow(self, topic: str, partition: int, start: int | None = None) -> None:
+        """Read the answers in a partition from *start* on; None: from its end.
+
+        Those that were there already are kept until somebody asks: as many as may wait at once.
+
+        Raises:
+            TopicError, BrokerError: the answers can't be read.
+        """
+        at = await self._follower.follow(topic, partition, start)
+        self._positions.setdefault((topic, partition), at)
+
+    def position(self, topic: str, partition: int) -> int:
+        """Every answer below this offset was read; -1: none is read, as nobody asked."""
+        return self._positions.get((topic, partition), -1)
 
     def forget(self, question: str) -> None:
         """Nobody waits for it any more."""
@@ -54,6 +75,8 @@ class Answers:
 
     def unfollow(self, topic: str, partitions: set[int]) -> None:
         """Another worker owns these partitions now."""
+        for partition in partitions:
+            self._positions.pop((topic, partition), None)
         self._follower.unfollow((topic, partition) for partition in partitions)
 
     async def stop(self) -> None:
@@ -62,6 +85,9 @@ class Answers:
 
     def _deliver(self, records: Sequence[confluent_kafka.Message]) -> None:
         for record in records:
+            place = (record.topic() or "", record.partition() or 0)
+            if place in self._positions:
+                self._positions[place] = (record.offset() or 0) + 1
             try:
                 answer = self._codec.read(record)
             except (RecordError, SchemaError) as error:
@@ -69,5 +95,13 @@ class Answers:
                 log.error("answer left unread: %s", error)
                 continue
             future = self._waiting.pop(answer.caused_by or "", None)
-            if future is not None and not future.done():
+            if future is None:
+                self._keep(answer)
+            elif not future.done():
                 future.set_result(answer)
+
+    def _keep(self, answer: Message) -> None:
+        """Nobody waits for it: its question will perhaps be asked again, by a handler that runs again."""
+        self._early.setdefault(answer.caused_by or "", answer)
+        if len(self._early) > self._early_most:
+            del self._early[next(iter(self._early))]

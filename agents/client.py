@@ -231,7 +231,8 @@ class Client:
             f"agent {question.recipient!r} gave no answer within {timeout_s:.1f} s to message {question.message_id}"
             f" of conversation {question.conversation_id}",
             kept=f"the message is in {self._settings.topic('agent.' + question.recipient)}",
-            fix="see `llmagentos ps`, `llmagentos lag` and `llmagentos logs`, or give a longer --timeout",
+            fix="see `llmagentos ps`, `llmagentos lag` and `llmagentos logs`; `llmagentos dead list` tells whether its"
+            " conversation waits behind a dead letter; or give a longer --timeout",
         )
 
     def _deliver(self, records: Sequence[confluent_kafka.Message]) -> None:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from llmagentos.agents.outputs import Output
 from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, TopicError
-from llmagentos.streams.message import Message, encode_content
+from llmagentos.streams.message import Message, child_id, encode_content
+from llmagentos.streams.producer import MESSAGE_ID
 
 if TYPE_CHECKING:
     from llmagentos.agents.answers import Answers
@@ -17,9 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Context"]
 
+#: The step of an error: apart from those of a handler, which may say more when the message is redriven.
+ERROR_STEP = -1
+
 
 class Context:
     """The context of one run of a handler over one message.
+
+    Replies, messages and published records are sent when the handler has returned, all or none; tokens and questions
+    at once, and what was said before a question ahead of it.
 
     Everything sent gets an id that is made of the message's id, the agent and the position of the call among the
     handler's calls: a handler that makes the same calls in the same order sends the same ids when it runs again.
@@ -32,15 +40,19 @@ class Context:
     """
 
     __slots__ = (
+        "_again",
+        "_answered",
         "_answers",
         "_log",
         "_outputs",
         "_replied",
+        "_reply_sent",
         "_step",
         "_wait",
         "_work",
         "agent",
         "attempt",
+        "collected",
         "message",
         "partition",
     )
@@ -55,6 +67,8 @@ class Context:
         partition: int,
         wait: Callable[[Any, bool], None],
         work: Any,
+        answered: dict[str, Message],
+        again: str = "",
         attempt: int = 0,
     ) -> None:
         self.agent = agent
@@ -65,8 +79,12 @@ class Context:
         self._answers = answers
         self._wait = wait  # told when a question of this work begins (True) and ends (False) to wait
         self._work = work
+        self._answered = answered  # of earlier attempts, by question: they aren't asked again
+        self._again = again  # tells a redrive's questions from those that it asked before
+        self.collected: list[Output] = []
         self._step = 0
         self._replied = False
+        self._reply_sent = False
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
     @property
@@ -99,6 +117,11 @@ class Context:
         """Whether :meth:`reply` was called."""
         return self._replied
 
+    @property
+    def reply_sent(self) -> bool:
+        """Whether the reply is on its way already, as a question followed it."""
+        return self._reply_sent
+
     async def reply(
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
     ) -> None:
@@ -114,13 +137,12 @@ class Context:
         """
         if self._replied:
             raise RuntimeError(f"agent {self.agent!r} replied twice to message {self.message.message_id}")
-        self.send_reply(content, attributes=attributes, usage=usage)
-        await self._outputs.producer.ebb()
+        self.collect_reply(content, attributes=attributes, usage=usage)
 
-    def send_reply(
+    def collect_reply(
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
     ) -> None:
-        """As :meth:`reply`, without waiting where the producer is full: for the engine, which waits elsewhere."""
+        """As :meth:`reply`, for the engine."""
         cause = self.message
         answer = self._outputs.child(
             cause,
@@ -132,7 +154,7 @@ class Context:
             attributes=attributes,
             usage=usage,
         )
-        self._outputs.to_asker(answer, cause)
+        self.collected.append(self._outputs.to_asker(answer, cause))
         self._replied = True
 
     async def tell(
@@ -167,8 +189,7 @@ class Context:
             deadline=self.message.deadline,
             attributes=attributes,
         )
-        self._outputs.to_inbox(message)
-        await self._outputs.producer.ebb()
+        self.collected.append(self._outputs.to_inbox(message))
         return message.message_id
 
     async def ask(
@@ -215,6 +236,7 @@ class Context:
             self.agent,
             step,
             content,
+            label=self._again,
             type="task",
             recipient=agent,
             conversation=conversation,
@@ -222,21 +244,9 @@ class Context:
             reply_to={"topic": topic, "partition": self.partition},
             attributes=attributes,
         )
-        answer = await self._answers.expect(question.message_id, topic, self.partition)
-        self._wait(self._work, True)
-        try:
-            self._outputs.to_inbox(question)
-            async with asyncio.timeout(wait_s):
-                result = await answer
-        except TimeoutError:
-            raise AnswerTimeout(
-                f"agent {self.agent!r} had no answer from {agent!r} within {wait_s:.1f} s: question"
-                f" {question.message_id} of conversation {question.conversation_id}",
-                fix=f"see `llmagentos lag` and `llmagentos tail --conversation {question.conversation_id}`",
-            ) from None
-        finally:
-            self._wait(self._work, False)
-            self._answers.forget(question.message_id)
+        result = self._answered.get(question.message_id)
+        if result is None:
+            result = self._answered[question.message_id] = await self._answer(question, topic, wait_s)
         if result.type == "error":
             said = result.content
             raise AnswerError(
@@ -244,6 +254,31 @@ class Context:
                 f" {said.get('error', said) if isinstance(said, dict) else said}"
             )
         return result.content
+
+    async def _answer(self, question: Message, topic: str, wait_s: float) -> Message:
+        answer = await self._answers.expect(question.message_id, topic, self.partition)
+        self._wait(self._work, True)
+        try:
+            self.flush()
+            self._outputs.send(self._outputs.to_inbox(question))
+            async with asyncio.timeout(wait_s):
+                return await answer
+        except TimeoutError:
+            raise AnswerTimeout(
+                f"agent {self.agent!r} had no answer from {question.recipient!r} within {wait_s:.1f} s: question"
+                f" {question.message_id} of conversation {question.conversation_id}",
+                fix=f"see `llmagentos lag` and `llmagentos tail --conversation {question.conversation_id}`",
+            ) from None
+        finally:
+            self._wait(self._work, False)
+            self._answers.forget(question.message_id)
+
+    def flush(self) -> None:
+        """Send what was collected so far."""
+        self._reply_sent = self._replied
+        for output in self.collected:
+            self._outputs.send(output)
+        self.collected.clear()
 
     async def publish(
         self,
@@ -258,6 +293,7 @@ class Context:
         Args:
             content: text, bytes, or anything that JSON can say.
             key: None: the conversation.
+            headers: beside the `message-id` by which readers know a record that comes twice.
 
         Raises:
             TopicError: there is no such topic.
@@ -269,35 +305,34 @@ class Context:
             )
         body, _ = encode_content(content)
         raw_key = self.conversation if key is None else key
-        self._outputs.producer.produce(
-            topic,
-            body,
-            raw_key.encode() if isinstance(raw_key, str) else raw_key,
-            headers=list(headers.items()) if headers else None,
+        name = child_id(self.message.message_id, self.agent, self._next_step())
+        self.collected.append(
+            Output(
+                topic,
+                body,
+                raw_key.encode() if isinstance(raw_key, str) else raw_key,
+                headers=[*(headers or {}).items(), (MESSAGE_ID, name)],
+            )
         )
-        await self._outputs.producer.ebb()
 
     async def emit(self, content: object) -> None:
         """Send a token or a partial result to the client of the conversation, ahead of the reply."""
         token = self._outputs.child(self.message, self.agent, self._next_step(), content, type="token", recipient="")
-        self._outputs.to_client(token)
+        self._outputs.send(self._outputs.to_client(token))
         await self._outputs.producer.ebb()
 
     def send_error(self, error: str, cause: str) -> None:
         """Tell the asker that the message became a dead letter."""
-        self._replied = True
         message = self.message
-        self._outputs.to_asker(
-            self._outputs.child(
-                message,
-                self.agent,
-                self._next_step(),
-                {"error": error, "cause": cause},
-                type="error",
-                recipient=message.sender,
-            ),
+        answer = self._outputs.child(
             message,
+            self.agent,
+            ERROR_STEP,
+            {"error": error, "cause": cause},
+            type="error",
+            recipient=message.sender,
         )
+        self._outputs.send(self._outputs.to_asker(answer, message))
 
     def _next_step(self) -> int:
         step = self._step

@@ -1,8 +1,13 @@
 """The inbox of one agent in one worker: from raw records through lanes and handler to outputs and commit gate.
 
 The path of a record: the transport delivers it (:meth:`Inbox.deliver`), it waits its turn in its conversation's
-lane, is decoded, handled, answered, and finished, which lets the commit gate pass it. One that can't be decoded or
-handled becomes a dead letter, whole, and is finished then; the worker goes on.
+lane, is decoded, handled, and what it says is sent; then it is finished, which lets the commit gate pass it. One
+that can't be decoded becomes a dead letter, whole, and is finished; the conversation goes on. One that fails for good
+becomes a dead letter too and is parked in the journal: later ones of its conversation are held there, until a person
+has it redriven or dropped (:mod:`llmagentos.streams.journal`).
+
+A message writes nothing to the journal where its handler sends one record at most and it was never held: its output
+is delivered, then its offset released. All others are completed by a record that has the outputs, before they go.
 """
 
 from __future__ import annotations
@@ -11,81 +16,63 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import confluent_kafka
 from faust.types import TP
 
 from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
+from llmagentos.agents.assignment import RECLAIM_S, Assignment
 from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import DeadLetters, describe
-from llmagentos.agents.outputs import Outputs
-from llmagentos.streams.errors import AnswerError, AnswerTimeout, RecordError, SchemaError
+from llmagentos.agents.outputs import Output, Outputs
+from llmagentos.agents.replay import Replay
+from llmagentos.agents.room import Room
+from llmagentos.streams.dedup import identity_of
+from llmagentos.streams.errors import (
+    AnswerError,
+    AnswerTimeout,
+    NotOwner,
+    RecordError,
+    SchemaError,
+)
+from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes
 from llmagentos.streams.message import Message
+from llmagentos.streams.ownership import Journal, kept, restored
+from llmagentos.streams.transport.sink import Start
 
-__all__ = ["Inbox", "Room"]
+__all__ = ["Inbox"]
 
 log = logging.getLogger(__name__)
 
 #: A registry that is out of reach is asked again after this; the record waits in its lane meanwhile.
 REGISTRY_RETRY_S = 1.0
 
-
-class Room:
-    """How much a worker may take before it must finish something: by count and by bytes, over all its inboxes.
-
-    Args:
-        messages, size: the bounds; bytes.
-        freed: called when room returns after there was none.
-    """
-
-    __slots__ = ("_full", "freed", "messages", "size")
-
-    def __init__(self, messages: int, size: int, freed: Callable[[], None]) -> None:
-        self.messages = messages
-        self.size = size
-        self.freed = freed
-        self._full = False
-
-    def left(self) -> int:
-        """How many more messages there is room for."""
-        if self.messages > 0 and self.size > 0:
-            return self.messages
-        self._full = True
-        return 0
-
-    def take(self, size: int) -> None:
-        """One message of *size* bytes was taken. May go below zero by one batch."""
-        self.messages -= 1
-        self.size -= size
-
-    def give(self, size: int) -> None:
-        """One message of *size* bytes is finished or given back."""
-        self.messages += 1
-        self.size += size
-        if self._full and self.messages > 0 and self.size > 0:
-            self._full = False
-            self.freed()
-
-
-@dataclass(slots=True, eq=False)
-class _Assignment:
-    """One time that a partition was this worker's."""
-
-    open: bool = True  # once it is over, what finishes of it changes nothing
+#: Failures of the handler, after which the conversation may not go on; of all others the message itself is to blame,
+#: and the next one is handled.
+_PARKED = ("failed", "timeout")
 
 
 @dataclass(slots=True, eq=False)
 class _Work:
     record: confluent_kafka.Message
     tp: TP
-    assignment: _Assignment
+    assignment: Assignment
     size: int
     message: Message | None = None  # where it was decoded to find its lane
     questions: int = 0  # that its handler waits for
+    asked: bool = False
+    answered: dict[str, Message] = field(default_factory=dict[str, Message])
+    entry: Entry | None = None  # of one that comes from the journal
+    outputs: Sequence[Mapping[str, Any]] = ()  # of one that was completed already
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset() or 0
 
 
 class Inbox:
@@ -94,6 +81,8 @@ class Inbox:
     Args:
         decode: a raw record to a message; raises RecordError, SchemaError.
         finish: tells the commit gate that (partition, offset) is done.
+        committed: the committed offset of a partition.
+        begin_again: has a partition delivered again from its committed offset.
         broken: told of defects of ours; ends the worker.
         max_waiting: handlers that may wait for answers at once. They hold no room, as what they wait for needs it.
     """
@@ -106,28 +95,37 @@ class Inbox:
         outputs: Outputs,
         answers: Answers,
         dead_letters: DeadLetters,
+        journal: Journal,
         room: Room,
         finish: Callable[[TP, int], None],
+        committed: Callable[[TP], int],
+        begin_again: Callable[[TP], None],
         broken: Callable[[BaseException], None],
-        answers_topic: str,
-        drain_timeout_s: float,
-        max_waiting: int,
     ) -> None:
+        settings = outputs.settings
         self.agent = agent
         self._decode = decode
         self._outputs = outputs
         self._answers = answers
         self._dead_letters = dead_letters
+        self._journal = journal
         self._room = room
         self._finish = finish
-        self._answers_topic = answers_topic
-        self._drain_timeout_s = drain_timeout_s
-        self.owned: dict[TP, _Assignment] = {}
-        self._max_waiting = max_waiting
+        self._committed = committed
+        self._begin_again = begin_again
+        self._broken = broken
+        self._settings = settings
+        self._answers_topic = settings.topic(f"answers.{agent.name}")
+        self._journal_topic = settings.topic(f"journal.{agent.name}")
+        self._max_waiting = settings.max_waiting
         self._waiting = 0
+        self.owned: dict[TP, Assignment] = {}
+        self._latest: dict[TP, Assignment] = {}  # the same, and those that went: they still know their notes
+        self._replays: dict[Assignment, Replay] = {}
+        self._spawned: set[asyncio.Task[None]] = set()
         self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken)
 
-    # -- what the transport calls
+    # -- what the transport calls -------------------------------------------------------------------------------
 
     def room(self, tp: TP) -> int:
         """How many records more are taken now."""
@@ -149,42 +147,111 @@ class Inbox:
                 # Records without a key have no conversation to keep in order: each is its own lane.
                 put(record.key() or b"\x00%d" % record.offset(), work)
 
-    def assigned(self, tps: set[TP]) -> None:
+    async def assigned(self, starts: Mapping[TP, Start]) -> None:
         """These partitions are this worker's from now on."""
-        for tp in tps:
+        for tp, start in starts.items():
             if (earlier := self.owned.get(tp)) is not None:  # lost and regained, before what was lost had drained
-                earlier.open = False
-            self.owned[tp] = _Assignment()
+                self._close(earlier)
+            assignment = self.owned[tp] = self._latest[tp] = Assignment(
+                tp,
+                start,
+                journal=self._journal,
+                journal_topic=self._journal_topic,
+                answers=self._answers,
+                answers_topic=self._answers_topic,
+                dedup_window=self._settings.dedup_window,
+                committed=lambda tp=tp: self._committed(tp),
+            )
+            decode = self._decode if self.agent.topic is None else None
+            await assignment.begin(lambda assignment=assignment: self._superseded(assignment), decode)
+            if not assignment.open:
+                continue
+            replay = self._replays[assignment] = Replay(
+                assignment,
+                lambda entry, record, assignment=assignment: self._replay(assignment, entry, record),
+                self._room,
+                self._broken,
+            )
+            assignment.ownership.wished = lambda entry, replay=replay: replay.consider(entry.conversation_id)
+            for conversation_id in list(assignment.view):
+                replay.consider(conversation_id)
+
+    def note(self, tp: TP, committable: int) -> str:
+        """What the next owner of *tp* needs to know."""
+        return str(self._latest[tp].note(committable))
 
     async def revoked(self, tps: set[TP]) -> None:
         """Forget what waits of these partitions, and let what runs end, within the drain timeout."""
-        gone = {tp: self.owned[tp] for tp in tps if tp in self.owned}
-        over = {id(assignment) for assignment in gone.values()}
-        for work in self.lanes.discard(lambda work: id(work.assignment) in over):
-            self._room.give(work.size)
-        await self.lanes.settle(lambda work: id(work.assignment) in over, self._drain_timeout_s)
-        for tp, assignment in gone.items():
-            assignment.open = False
-            if self.owned.get(tp) is assignment:  # not assigned anew meanwhile
-                del self.owned[tp]
+        gone = [self.owned[tp] for tp in tps if tp in self.owned]
+        await self._drain(set(gone), self._settings.drain_timeout_s)
+        for assignment in gone:
+            self._close(assignment)
         self._answers.unfollow(self._answers_topic, {tp.partition for tp in tps - self.owned.keys()})
 
     async def stop(self) -> None:
         """End all slots."""
+        for task in self._spawned:
+            task.cancel()
+        for assignment in list(self.owned.values()):
+            self._close(assignment)
         await self.lanes.stop()
+
+    async def _drain(self, gone: set[Assignment], timeout_s: float) -> None:
+        for assignment in gone:
+            if (replay := self._replays.get(assignment)) is not None:
+                replay.stop()
+        for work in self.lanes.discard(lambda work: work.assignment in gone):
+            self._room.give(work.size)
+        await self.lanes.settle(lambda work: work.assignment in gone, timeout_s)
+
+    def _close(self, assignment: Assignment) -> None:
+        assignment.close()
+        if (replay := self._replays.pop(assignment, None)) is not None:
+            replay.stop()
+        if self.owned.get(assignment.tp) is assignment:  # not assigned anew meanwhile
+            del self.owned[assignment.tp]
+
+    def _superseded(self, assignment: Assignment) -> None:
+        """A newer claim was met: stop, forget what is in flight, and begin again if the group still says so."""
+        assignment.open = False
+
+        async def again() -> None:
+            await self._drain({assignment}, 0.0)
+            await asyncio.sleep(RECLAIM_S)
+            if self.owned.get(assignment.tp) is assignment:
+                self._begin_again(assignment.tp)
+
+        task = asyncio.create_task(again())
+        self._spawned.add(task)
+        task.add_done_callback(self._spawned.discard)
 
     def _foreign_lane(self, work: _Work) -> bytes:
         """The lane of a record whose conversation only its content tells."""
         try:
             work.message = self._decode(work.record)
         except (RecordError, SchemaError):  # met again, and dealt with, when its turn comes
-            return work.record.key() or b"\x00%d" % (work.record.offset() or 0)
+            return work.record.key() or b"\x00%d" % work.offset
         return work.message.conversation_id.encode(errors="surrogatepass")
+
+    def _replay(self, assignment: Assignment, entry: Entry, record: Mapping[str, Any]) -> None:
+        """One that was parked or held, or whose outputs may not have been sent, is to have its turn."""
+        source = record.get("record")
+        place = (assignment.tp.topic, assignment.tp.partition, entry.offset)
+        if source is None:  # too large for the journal, or nothing but outputs: see _fetch
+            source = {"key": entry.conversation_id.encode(), "value": None, "headers": [], "timestamp": -1}
+        message = restored(source, *place)
+        size = len(message)
+        self._room.take(size)
+        work = _Work(message, assignment.tp, assignment, size, entry=entry, outputs=record.get("outputs", ()))
+        lane = message.key() or b"\x00%d" % entry.offset
+        self.lanes.put(lane if self.agent.topic is None else self._foreign_lane(work), work)
 
     def _wait(self, work: _Work, waits: bool) -> None:
         """A handler begins to wait for an answer, or has it: meanwhile it holds no room."""
         if waits:
             work.questions += 1
+            work.asked = True
+            work.assignment.asks(work.offset)
             if work.questions == 1:
                 self._waiting += 1
                 self._room.give(work.size)
@@ -198,94 +265,234 @@ class Inbox:
                 if self._waiting == self._max_waiting - 1:
                     self._room.freed()
 
-    # -- one record
+    # -- one message ----------------------------------------------------------------------------------------------
 
     async def _handle(self, work: _Work) -> None:
         try:
-            record = work.record
-            while True:
-                try:
-                    message = work.message or self._decode(record)
-                    break
-                except RecordError as error:
-                    self._bury(work, None, error.cause, error, attempts=0)
-                    return
-                except SchemaError as error:  # not the record's fault: it must not become a dead letter
-                    log.warning(
-                        "%s [%d] offset %d waits: %s", record.topic(), work.tp.partition, record.offset(), error
-                    )
-                    await asyncio.sleep(REGISTRY_RETRY_S)
-            deadline = message.record["deadline"]
-            if deadline is not None and deadline < time.time() * 1000:
-                late_s = time.time() - deadline / 1000
-                error = RecordError(
-                    f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s"
-                    f" before agent {self.agent.name!r} could handle it",
-                    cause="expired",
-                    fix="scale the deployment, or give a later deadline",
-                )
-                self._bury(work, message, "expired", error, attempts=0)
+            if not work.assignment.open:
                 return
-            place = message.record["reply_to"]
-            if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
-                error = RecordError(
-                    f"message {message.message_id} of conversation {message.conversation_id} wants its answer in"
-                    f" {place['topic']!r} partition {place['partition']}, which does not exist",
-                    cause="invalid",
-                    fix="correct reply_to, or leave it out: the answer then goes to `replies`",
-                )
-                message.record["reply_to"] = None  # whoever reads `replies` is told
-                self._bury(work, message, "invalid", error, attempts=0)
-                return
-            agent = self.agent
-            attempt = 0
-            while True:
-                ctx = self._context(work, message, attempt)
-                limit: asyncio.Timeout | None = None
-                try:
-                    if agent.timeout_s is None:
-                        result = await agent.handler(message, ctx)
-                    else:
-                        async with asyncio.timeout(agent.timeout_s) as limit:
-                            result = await agent.handler(message, ctx)
-                    if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
-                        return
-                    if result is not None and not ctx.replied:
-                        ctx.send_reply(result)
-                    break
-                except BaseException as error:
-                    if isinstance(error, TimeoutError) and limit is not None and limit.expired():
-                        error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
-                    # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
-                    # unless that one is ours.
-                    if isinstance(error, asyncio.CancelledError):
-                        if self.lanes.told_to_end():
-                            raise
-                        task = asyncio.current_task()
-                        if task is not None and task.cancelling():
-                            task.uncancel()
-                    # Who answered with an error has tried as often as it may: to ask again would multiply that.
-                    if attempt >= agent.retries or isinstance(error, RecordError | AnswerError):
-                        self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
-                        return
-                    pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
-                    log.warning(
-                        "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
-                        agent.name,
-                        message.message_id,
-                        message.conversation_id,
-                        attempt + 1,
-                        agent.retries + 1,
-                        pause_s,
-                        describe(error),
-                    )
-                    attempt += 1
-                    await asyncio.sleep(pause_s)
-            self._done(work)  # (a full producer is waited for by the transport, before it hands out more)
+            if work.entry is None:
+                await self._arrival(work)
+            else:
+                await self._from_journal(work, work.entry)
+        except NotOwner as error:
+            log.warning("%s[%d] offset %d is left to its owner: %s", *work.tp, work.offset, error.what)
         finally:
             self._room.give(work.size)
+            if work.asked:
+                work.assignment.asked(work.offset)
+            if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
+                replay.ended(work.entry)
+
+    async def _arrival(self, work: _Work) -> None:
+        """A record from the inbox has its turn."""
+        assignment = work.assignment
+        offset = work.offset
+        if assignment.journaled and offset in assignment.journaled:
+            # Everything before it in its conversation is settled now, so what the journal has of it may go on.
+            assignment.journaled.discard(offset)
+            self._done(work)
+            for conversation_id, conversation in assignment.view.items():
+                if offset in conversation.entries:
+                    self._consider(assignment, conversation_id)
+                    break
+            return
+        message = await self._read(work)
+        if message is None:
+            return
+        conversation_id = message.conversation_id
+        conversation = assignment.view.get(conversation_id) if assignment.view else None
+        if conversation is not None and conversation.order[0] < offset:
+            await self._hold(work, message)
+            return
+        identity = identity_of(work.record, message.message_id)
+        if assignment.dedup.twin(identity, offset):
+            log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)
+            self._done(work)
+            return
+        if not await self._fit(work, message):
+            return
+        outputs = await self._run(work, message)
+        if outputs is None:
+            return
+        if len(outputs) > 1:
+            await self._complete(work, message, outputs)
+        else:
+            for output in outputs:
+                self._outputs.send(output)
+        assignment.dedup.finished(identity, offset)
+        self._done(work)
+
+    async def _from_journal(self, work: _Work, entry: Entry) -> None:
+        """One that was parked, held or completed has its turn."""
+        assignment = work.assignment
+        conversation = assignment.view.get(entry.conversation_id)
+        if conversation is None or conversation.first is not entry or conversation.waits:
+            return  # one before it was parked again
+        if entry.state == "done":
+            for output in work.outputs:
+                self._outputs.send(Output.restored(output))
+            self._sent(work, entry, entry.message_id)
+            return
+        fields = {"offset": entry.offset, "message_id": entry.message_id}
+        if entry.wish == "discard":
+            await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
+            return
+        if work.record.value() is None and not await self._fetch(work):
+            return
+        message = await self._read(work)
+        if message is None:
+            return
+        message.record["deadline"] = None  # it is not for the message to blame that it had to wait
+        identity = identity_of(work.record, message.message_id)
+        if not entry.wish and assignment.dedup.twin(identity, entry.offset):
+            await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
+            return
+        outputs = await self._run(work, message)
+        if outputs is not None:
+            await self._complete(work, message, outputs)
+            self._sent(work, entry, identity)
+
+    def _sent(self, work: _Work, entry: Entry, identity: str) -> None:
+        """Its completion is in the journal, and its outputs are on their way."""
+        work.assignment.ownership.view.sent(entry)
+        work.assignment.dedup.finished(identity, entry.offset)
+
+    async def _complete(self, work: _Work, message: Message, outputs: Sequence[Output]) -> None:
+        """Record what the handler said, and then say it."""
+        ownership = work.assignment.ownership
+        fields = {
+            "offset": work.offset,
+            "message_id": message.message_id,
+            "outputs": [output.record() for output in outputs],
+        }
+        conversation_id = message.conversation_id if work.entry is None else work.entry.conversation_id
+        await ownership.write("done", fields, conversation_id=conversation_id)
+        for output in outputs:
+            self._outputs.send(output)
+        if work.entry is None:
+            ownership.view.sent(ownership.view.open[conversation_id].entries[work.offset])
+
+    async def _hold(self, work: _Work, message: Message) -> None:
+        """Its conversation waits: keep it in the journal, in order, and release its offset."""
+        fields = {
+            "offset": work.offset,
+            "message_id": message.message_id,
+            "record": kept(work.record, self._settings.max_message_bytes),
+        }
+        await work.assignment.ownership.write("held", fields, conversation_id=message.conversation_id)
+        self._done(work)
+        self._consider(work.assignment, message.conversation_id)
+
+    def _consider(self, assignment: Assignment, conversation_id: str) -> None:
+        if (replay := self._replays.get(assignment)) is not None:
+            replay.consider(conversation_id)
+
+    async def _fetch(self, work: _Work) -> bool:
+        """Get a message from the inbox that was too large for the journal; False: retention has taken it."""
+        assert work.entry is not None
+        tp, offset = work.tp, work.entry.offset
+        found = await asyncio.to_thread(self._journal.spans.pick, tp.topic, tp.partition, [offset])
+        if offset in found:
+            work.record = found[offset]
+            return True
+        error = RecordError(
+            f"{tp.topic}[{tp.partition}]@{offset}, message {work.entry.message_id} of conversation"
+            f" {work.entry.conversation_id}, is gone: retention took it while its conversation waited",
+            cause="lost",
+            fix="raise the retention of the inbox, or redrive sooner: what is too large for the journal is only there",
+        )
+        await self._bury(work, None, "lost", error, attempts=0)
+        return False
+
+    async def _read(self, work: _Work) -> Message | None:
+        """Decode the record; None: it became a dead letter."""
+        record = work.record
+        while True:
+            try:
+                return work.message or self._decode(record)
+            except RecordError as error:
+                await self._bury(work, None, error.cause, error, attempts=0)
+                return None
+            except SchemaError as error:  # not the record's fault: it must not become a dead letter
+                log.warning("%s [%d] offset %d waits: %s", record.topic(), work.tp.partition, record.offset(), error)
+                await asyncio.sleep(REGISTRY_RETRY_S)
+
+    async def _fit(self, work: _Work, message: Message) -> bool:
+        """Whether the message can be handled; one that can't became a dead letter."""
+        deadline = message.record["deadline"]
+        if deadline is not None and deadline < time.time() * 1000:
+            late_s = time.time() - deadline / 1000
+            error = RecordError(
+                f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s"
+                f" before agent {self.agent.name!r} could handle it",
+                cause="expired",
+                fix="scale the deployment, or give a later deadline",
+            )
+            await self._bury(work, message, "expired", error, attempts=0)
+            return False
+        place = message.record["reply_to"]
+        if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
+            error = RecordError(
+                f"message {message.message_id} of conversation {message.conversation_id} wants its answer in"
+                f" {place['topic']!r} partition {place['partition']}, which does not exist",
+                cause="invalid",
+                fix="correct reply_to, or leave it out: the answer then goes to `replies`",
+            )
+            message.record["reply_to"] = None  # whoever reads `replies` is told
+            await self._bury(work, message, "invalid", error, attempts=0)
+            return False
+        return True
+
+    async def _run(self, work: _Work, message: Message) -> list[Output] | None:
+        """Run the handler, and again where it fails; None: it failed for good, and was dealt with."""
+        agent = self.agent
+        attempt = 0
+        while True:
+            ctx = self._context(work, message, attempt)
+            limit: asyncio.Timeout | None = None
+            try:
+                if agent.timeout_s is None:
+                    result = await agent.handler(message, ctx)
+                else:
+                    async with asyncio.timeout(agent.timeout_s) as limit:
+                        result = await agent.handler(message, ctx)
+                if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
+                    return None
+                if result is not None and not ctx.replied:
+                    ctx.collect_reply(result)
+                return ctx.collected
+            except BaseException as error:
+                if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                    error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
+                # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
+                # unless that one is ours.
+                if isinstance(error, asyncio.CancelledError):
+                    if self.lanes.told_to_end():
+                        raise
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        task.uncancel()
+                # Who answered with an error has tried as often as it may: to ask again would multiply that.
+                if attempt >= agent.retries or isinstance(error, RecordError | AnswerError):
+                    await self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
+                    return None
+                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
+                log.warning(
+                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
+                    agent.name,
+                    message.message_id,
+                    message.conversation_id,
+                    attempt + 1,
+                    agent.retries + 1,
+                    pause_s,
+                    describe(error),
+                )
+                attempt += 1
+                await asyncio.sleep(pause_s)
 
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
+        entry = work.entry
         return Context(
             self.agent.name,
             message,
@@ -295,13 +502,15 @@ class Inbox:
             attempt=attempt,
             wait=self._wait,
             work=work,
+            answered=work.answered,
+            again=f"/{entry.park}" if entry is not None and entry.park >= 0 else "",
         )
 
     def _done(self, work: _Work) -> None:
         if work.assignment.open:
-            self._finish(work.tp, work.record.offset() or 0)
+            self._finish(work.tp, work.offset)
 
-    def _bury(
+    async def _bury(
         self,
         work: _Work,
         message: Message | None,
@@ -311,12 +520,29 @@ class Inbox:
         attempts: int,
         ctx: Context | None = None,
     ) -> None:
+        """A dead letter; and where the handler failed, the conversation waits from now on."""
+        if not work.assignment.open:
+            return
         self._dead_letters.add(self.agent.name, work.record, message, cause=cause, error=error, attempts=attempts)
         if message is not None and message.type != "event":
             ctx = ctx or self._context(work, message, attempt=0)
-            if not ctx.replied:
+            if not ctx.reply_sent:
                 ctx.send_error(describe(error), cause)
-        self._done(work)
+        entry = work.entry
+        if message is not None and cause in _PARKED:
+            fields = {
+                "offset": work.offset,
+                "message_id": message.message_id,
+                "cause": cause,
+                "record": kept(work.record, self._settings.max_message_bytes),
+            }
+            conversation_id = message.conversation_id if entry is None else entry.conversation_id
+            await work.assignment.ownership.write("park", fields, conversation_id=conversation_id)
+        elif entry is not None:
+            fields = {"offset": entry.offset, "message_id": entry.message_id}
+            await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
+        if entry is None:
+            self._done(work)
 
 
 def _cause_of(error: BaseException) -> str:

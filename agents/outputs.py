@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -18,12 +18,39 @@ from llmagentos.streams.message import Message, MessageType, child_id, encode_co
 from llmagentos.streams.producer import MESSAGE_ID, Producer
 from llmagentos.streams.settings import Settings
 
-__all__ = ["Outputs"]
+__all__ = ["Output", "Outputs"]
 
 #: A topic that did not exist is looked for again after this: as soon as a person has deployed what was missing.
 MISSING_FOR_S = 5.0
 #: Names of missing topics that are remembered; messages may bring any number of them.
 MISSING_KEPT = 1_000
+
+
+class Output(NamedTuple):
+    """One record to send."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    partition: int = -1
+    headers: Sequence[tuple[str, bytes | str | None]] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As the journal keeps it."""
+        headers = [{"name": n, "value": v.encode() if isinstance(v, str) else v} for n, v in self.headers]
+        return {
+            "topic": self.topic,
+            "partition": self.partition,
+            "key": self.key,
+            "value": self.value,
+            "headers": headers,
+        }
+
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> Output:
+        """The output that :meth:`record` made *record* of."""
+        headers = [(header["name"], header["value"]) for header in record["headers"]]
+        return cls(record["topic"], record["value"], record["key"], record["partition"], headers)
 
 
 class Outputs:
@@ -79,6 +106,7 @@ class Outputs:
         step: int,
         content: object,
         *,
+        label: str = "",
         type: MessageType,  # noqa: A002 - the field's own name
         recipient: str,
         conversation: str | None = None,
@@ -88,6 +116,9 @@ class Outputs:
         usage: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message that *agent* sends as *step* of handling *cause*; the same id on every rerun.
+
+        Args:
+            label: tells it from another message of the same step.
 
         Raises:
             RecordError: *content* can't be said in JSON.
@@ -99,7 +130,7 @@ class Outputs:
         parent = cause.record
         return Message(
             {
-                "message_id": child_id(parent["message_id"], agent, step),
+                "message_id": child_id(parent["message_id"], agent, f"{step}{label}" if label else step),
                 "conversation_id": conversation or parent["conversation_id"],
                 "root_conversation": parent["root_conversation"],
                 "type": type,
@@ -121,25 +152,29 @@ class Outputs:
             }
         )
 
-    def to_inbox(self, message: Message) -> None:
-        """Send to the recipient's inbox."""
-        self._send(message, self._inbox_prefix + message.recipient, message.conversation_id, -1)
+    def to_inbox(self, message: Message) -> Output:
+        """For the recipient's inbox."""
+        return self._output(message, self._inbox_prefix + message.recipient, message.conversation_id, -1)
 
-    def to_asker(self, message: Message, cause: Message) -> None:
-        """Send an answer to where *cause*'s asker reads it, or to `replies` where none waits by hand."""
+    def to_asker(self, message: Message, cause: Message) -> Output:
+        """An answer for where *cause*'s asker reads it, or for `replies` where none waits by hand."""
         place = cause.record["reply_to"]
         if place is None:
-            self._send(message, self._replies, message.record["conversation_id"], -1)
-        elif place["topic"] == self._replies:
-            self._send(message, self._replies, message.record["conversation_id"], place["partition"])
-        else:  # an agent's answers: keyed by the question
-            self._send(message, place["topic"], cause.record["message_id"], place["partition"])
+            return self._output(message, self._replies, message.record["conversation_id"], -1)
+        if place["topic"] == self._replies:
+            return self._output(message, self._replies, message.record["conversation_id"], place["partition"])
+        # an agent's answers: keyed by the question
+        return self._output(message, place["topic"], cause.record["message_id"], place["partition"])
 
-    def to_client(self, message: Message) -> None:
-        """Send to `replies`, whoever asked: tokens and partial results are for the client at the root."""
-        self._send(message, self._replies, message.conversation_id, -1)
+    def to_client(self, message: Message) -> Output:
+        """For `replies`, whoever asked: tokens and partial results are for the client at the root."""
+        return self._output(message, self._replies, message.conversation_id, -1)
 
-    def _send(self, message: Message, topic: str, key: str, partition: int) -> None:
+    def send(self, output: Output) -> None:
+        """Hand *output* to the producer."""
+        self.producer.produce(output.topic, output.value, output.key, output.partition, output.headers or None)
+
+    def _output(self, message: Message, topic: str, key: str, partition: int) -> Output:
         value = self._encode(message)
         if len(value) > self._limit:
             raise RecordTooLarge(
@@ -148,6 +183,4 @@ class Outputs:
                 cause="too-large",
                 fix="send less, or raise LLMAGENTOS_MAX_MESSAGE_BYTES and the topic's max.message.bytes",
             )
-        self.producer.produce(
-            topic, value, key.encode(), partition, headers=[(MESSAGE_ID, message.record["message_id"])]
-        )
+        return Output(topic, value, key.encode(), partition, [(MESSAGE_ID, message.record["message_id"])])

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,9 +32,10 @@ from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.foreign import reader
-from llmagentos.agents.inbox import Inbox, Room
+from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.outputs import Outputs
+from llmagentos.agents.room import Room
 from llmagentos.streams.endpoints import brokers
 from llmagentos.streams.errors import (
     AccessError,
@@ -43,12 +45,15 @@ from llmagentos.streams.errors import (
     SettingsError,
     TopicError,
 )
+from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.transport import attach, configure
 from llmagentos.streams.transport.consumer import Consumer
 from llmagentos.streams.transport.extension import SCHEME
+from llmagentos.streams.transport.sink import Start
 from llmagentos.streams.wire import Codec
 
 __all__ = ["EXIT_CRASHED", "EXIT_REFUSED", "EXIT_UNLOADABLE", "Status", "Worker", "read_status"]
@@ -139,10 +144,13 @@ class Worker:
         encode_dead_letter = await asyncio.to_thread(codec.writer, "llmagentos.DeadLetter", "dead_letter")
         await asyncio.to_thread(codec.writer, "llmagentos.Message", "message")
         answers = Answers(settings, codec, name=self.name)
+        await asyncio.to_thread(codec.writer, SUBJECT, "journal")
         status: asyncio.Task[None] | None = None
+        journal: Journal | None = None
         try:
             await app.maybe_start_producer()
             producer: Producer = cast(Any, app.producer).core
+            journal = Journal(settings, producer, codec, writer=self.name, broken=self._broken)
             outputs = Outputs(settings, producer, codec.encode)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
@@ -154,12 +162,12 @@ class Worker:
                     outputs=outputs,
                     answers=answers,
                     dead_letters=dead_letters,
+                    journal=journal,
                     room=self._room,
                     finish=self._finish,
+                    committed=lambda tp: self._consumer.committed(tp),
+                    begin_again=lambda tp: self._consumer.begin_again(tp),
                     broken=self._broken,
-                    answers_topic=settings.topic(f"answers.{agent.name}"),
-                    drain_timeout_s=settings.drain_timeout_s,
-                    max_waiting=settings.max_waiting,
                     owned_changed=self._owned_changed,
                 )
                 attach(app, topic, inbox)
@@ -192,10 +200,14 @@ class Worker:
         finally:
             if status is not None:
                 status.cancel()
+            if journal is not None:
+                await journal.quiesce()
             with contextlib.suppress(asyncio.CancelledError):
                 await app.stop()
             for inbox in self._inboxes.values():
                 await inbox.stop()
+            if journal is not None:
+                await journal.stop()
             await answers.stop()
             self._write_status("stopped")
         if self._failure is not None:
@@ -291,9 +303,9 @@ class _ReportingInbox(Inbox):
         super().__init__(agent, **rest)
         self._owned_changed = owned_changed
 
-    def assigned(self, tps: set[TP]) -> None:
-        super().assigned(tps)
-        self._owned_changed("assigned", tps)
+    async def assigned(self, starts: Mapping[TP, Start]) -> None:
+        await super().assigned(starts)
+        self._owned_changed("assigned", set(starts))
 
     async def revoked(self, tps: set[TP]) -> None:
         await super().revoked(tps)

@@ -8,6 +8,7 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   +-- TopicError              a topic is missing, or has other partitions than it must
 |   +-- AccessError             authentication failed, or an ACL denies
 |   +-- OffsetLost              records were deleted before the group handled them
+|   +-- NotOwner                another worker owns the partition now; what this one does counts for nothing
 +-- SchemaError                 the registry is out of reach, or knows no such schema
 |   +-- IncompatibleSchema      a new version breaks readers of the old one
 |   +-- UnknownSchema           the registry was reached, and has no such id or subject
@@ -80,6 +81,10 @@ class AccessError(BrokerError):
 
 class OffsetLost(BrokerError):
     """Offsets that the group has not handled are no longer in the log."""
+
+
+class NotOwner(BrokerError):
+    """Another worker has claimed the partition: what this one still does for it counts for nothing."""
 
 
 class SchemaError(LLMAgentOSError):

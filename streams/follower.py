@@ -1,7 +1,7 @@
-"""Following partitions by hand: a consumer outside any group, which delivers what arrives from now on.
+"""Following partitions by hand: a consumer outside any group, which delivers what arrives.
 
-Answers to questions and replies to clients are read this way: who asked knows the partition, so nothing has to be
-assigned, and nothing is committed.
+Answers to questions, replies to clients and journals are read this way: who reads knows the partition, so nothing
+has to be assigned, and nothing is committed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 #: Records handed over at once; more only adds latency to the first of them.
 BATCH = 500
 
+#: Batches handed to the loop and not taken: a long backlog must not pile up there.
+AHEAD = 4
+
 #: A poll that finds nothing returns after this, and looks whether it is to stop, or to follow more.
 POLL_S = 0.05
 
@@ -36,7 +39,7 @@ OFFSETS_TIMEOUT_S = 10.0
 
 
 class Follower:
-    """Reads hand-assigned partitions from their current end, in a thread, and delivers batches on the event loop.
+    """Reads hand-assigned partitions in a thread, and delivers batches on the event loop.
 
     All calls to the consumer are made in that thread: confluent-kafka (2.16 at least) holds a lock during a poll that
     it gives to nobody else between one poll and the next, so that any call in another thread waits for ever. Offsets
@@ -69,16 +72,20 @@ class Follower:
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[tuple[str, int], asyncio.Task[int]] = {}
         self._stopping = threading.Event()
+        self._ahead = threading.Semaphore(AHEAD)
         self._assigned = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._poll, name=name, daemon=True)
         self._thread.start()
 
-    async def follow(self, topic: str, partition: int) -> int:
-        """Deliver what is appended to the partition from now on; a second call for it changes nothing.
+    async def follow(self, topic: str, partition: int, start: int | None = None) -> int:
+        """Deliver what is in the partition from *start* on; a second call for it changes nothing.
+
+        Args:
+            start: an offset; None: the end, so that what is appended from now on is delivered.
 
         Returns:
-            The offset from which it is followed: everything appended after this call began is delivered.
+            The offset from which it is followed: *start*, or the nearest that the log has.
 
         Raises:
             TopicError: there is no such partition.
@@ -87,7 +94,7 @@ class Follower:
         place = (topic, partition)
         task = self._followed.get(place)
         if task is None:
-            task = self._followed[place] = asyncio.create_task(asyncio.to_thread(self._assign, topic, partition))
+            task = self._followed[place] = asyncio.create_task(asyncio.to_thread(self._assign, topic, partition, start))
         try:
             return await asyncio.shield(task)
         except (TopicError, BrokerError):
@@ -104,17 +111,18 @@ class Follower:
         """End the thread and close the consumer."""
         self._stopping.set()
         self._assigned.set()
+        self._ahead.release()
         await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._consumer.close)
         if self._offsets is not None:
             await asyncio.to_thread(self._offsets.close)
 
-    def _assign(self, topic: str, partition: int) -> int:
+    def _assign(self, topic: str, partition: int, start: int | None) -> int:
         try:
             with self._asking:
                 self._offsets = self._offsets or confluent_kafka.Consumer(self._config)
                 place = TopicPartition(topic, partition)
-                _, end = self._offsets.get_watermark_offsets(place, timeout=OFFSETS_TIMEOUT_S)
+                low, end = self._offsets.get_watermark_offsets(place, timeout=OFFSETS_TIMEOUT_S)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() in (
@@ -129,9 +137,10 @@ class Follower:
             raise BrokerError(
                 f"could not follow {topic} partition {partition}: {reason.str()}", fix="see `llmagentos doctor`"
             ) from None
-        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, end)]))
+        at = end if start is None else max(low, min(start, end))
+        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, at)]))
         self._assigned.set()
-        return end
+        return at
 
     def _poll(self) -> None:
         self._assigned.wait()  # a worker that asks nothing polls nothing
@@ -147,8 +156,15 @@ class Follower:
                 if (error := record.error()) is not None:
                     log.warning("%s: %s [%s]: %s", self._name, record.topic(), record.partition(), error.str())
             if good and not self._stopping.is_set():
+                self._ahead.acquire()
                 with contextlib.suppress(RuntimeError):  # the loop was closed between the check and here
-                    self._loop.call_soon_threadsafe(self._deliver, good)
+                    self._loop.call_soon_threadsafe(self._take, good)
+
+    def _take(self, records: Sequence[confluent_kafka.Message]) -> None:
+        try:
+            self._deliver(records)
+        finally:
+            self._ahead.release()
 
     def _change(self) -> None:
         """Follow and unfollow what was asked for since the last poll."""

@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-__all__ = ["METADATA_LIMIT", "CommitGate", "decode_finished"]
+__all__ = ["METADATA_LIMIT", "CommitGate", "decode_finished", "decode_note"]
 
 #: Kafka's default of offset.metadata.max.bytes; a longer text fails the whole commit.
 METADATA_LIMIT = 4096
 
 #: In front of the coded runs, so that other programs' metadata is told apart, and a later coding from this one.
 _PREFIX = "f1:"
+#: Between the runs and the note of who handles the partition.
+_NOTE = "|"
 
 
 class CommitGate:
@@ -95,13 +97,18 @@ class CommitGate:
         """Messages that were delivered and have not finished."""
         return len(self._pending) - len(self._done)
 
-    def metadata(self, limit: int = METADATA_LIMIT) -> str:
+    def metadata(self, limit: int = METADATA_LIMIT, note: str = "") -> str:
         """What finished above :meth:`committable`, for the commit's metadata; empty where nothing did.
 
         Runs that don't fit in *limit* characters are left out, the farthest first: they would run again.
+
+        Args:
+            note: a short text that goes with it; :func:`decode_note` has it back.
         """
-        if not self._done and not self._skips:
-            return ""
+        runs = self._coded(limit - len(_NOTE) - len(note)) if self._done or self._skips else ""
+        return f"{runs or _PREFIX}{_NOTE}{note}" if note else runs
+
+    def _coded(self, limit: int) -> str:
         parts: list[str] = []
         size = len(_PREFIX)
         at = self._pending[0] if self._pending else self._next or 0
@@ -137,6 +144,11 @@ class CommitGate:
                 yield max(first, self._next or 0), last
 
 
+def decode_note(metadata: str | None) -> str:
+    """The note that :meth:`CommitGate.metadata` was given; empty where there is none."""
+    return metadata.partition(_NOTE)[2] if metadata and metadata.startswith(_PREFIX) else ""
+
+
 def decode_finished(committed: int, metadata: str | None) -> list[tuple[int, int]]:
     """The inclusive ranges that :meth:`CommitGate.metadata` wrote beside the offset *committed*.
 
@@ -147,7 +159,8 @@ def decode_finished(committed: int, metadata: str | None) -> list[tuple[int, int
     ranges: list[tuple[int, int]] = []
     at = committed
     try:
-        for part in metadata[len(_PREFIX) :].split(","):
+        runs = metadata[len(_PREFIX) :].partition(_NOTE)[0]
+        for part in runs.split(",") if runs else ():
             gap, _, run = part.partition("+")
             first = at + int(gap, 16)
             last = first + int(run, 16)

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     max_waiting: int = Field(
         10_000, ge=1, description="Handlers of one agent that wait for answers at once, per worker; beside the above."
     )
+    dedup_window: int = Field(
+        20_000,
+        ge=1,
+        description="Finished messages of each inbox partition whose ids are known, so that a duplicate is dropped.",
+    )
     ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."

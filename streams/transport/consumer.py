@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from threading import get_ident
 from time import monotonic
 from typing import Any, cast
@@ -92,6 +93,7 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self.joined = False
         self._finished = False  # the worker stops: nothing is handed out or committed any more
         self._spawned: set[asyncio.Task[Any]] = set()
+        self._openings: dict[TP, asyncio.Task[Any]] = {}  # partitions that their sink is not ready for
         super().__init__(loop=loop, **kwargs)
 
     async def on_start(self) -> None:
@@ -213,10 +215,11 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
 
         self._spawn(then())
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = self.loop.create_task(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self.loop.create_task(coroutine)
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
+        return task
 
     def assigned(self, starts: Mapping[TP, Start]) -> None:
         """New partitions: their gates from now, their records once the app is ready for them."""
@@ -236,19 +239,49 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
 
     def release(self, tps: Iterable[TP]) -> None:
         """The app is ready for *tps*: fetch and hand out."""
+        inboxes = [self._inboxes[tp] for tp in tps if tp in self._inboxes and not self._inboxes[tp].ready]
         sinks = sinks_of(self.app)
         for topic, sink in sinks.items():
-            if mine := {tp for tp in tps if tp.topic == topic and tp in self._inboxes}:
-                sink.assigned(mine)
+            if mine := [inbox for inbox in inboxes if inbox.tp.topic == topic]:
+                self._hand_to(sink, mine)
+        self._open([inbox for inbox in inboxes if inbox.tp.topic not in sinks])
+
+    def _hand_to(self, sink: Sink, inboxes: list[Inbox]) -> None:
+        """Tell *sink* of its partitions, one by one, as one that takes long must not hold the others up."""
+
+        async def hand(inbox: Inbox) -> None:
+            try:
+                await sink.assigned({inbox.tp: inbox.start})
+            except Exception as error:  # noqa: BLE001 - whatever it was, the worker can't go on
+                await self._end(error)
+                return
+            inbox.note = partial(sink.note, inbox.tp)
+            self._open([inbox])
+
+        for inbox in inboxes:
+            task = self._openings[inbox.tp] = self._spawn(hand(inbox))
+            task.add_done_callback(lambda done, tp=inbox.tp: self._opened(tp, done))
+
+    def _opened(self, tp: TP, task: asyncio.Task[Any]) -> None:
+        if self._openings.get(tp) is task:
+            del self._openings[tp]
+
+    def _open(self, inboxes: list[Inbox]) -> None:
+        """Fetch and hand out, of those that are still this worker's."""
         resume: list[TP] = []
-        for tp in tps:
-            inbox = self._inboxes.get(tp)
-            if inbox is not None and not inbox.ready:
+        for inbox in inboxes:
+            if self._inboxes.get(inbox.tp) is inbox:
                 inbox.ready, inbox.paused = True, False
-                resume.append(tp)
+                resume.append(inbox.tp)
         if resume and self._poller is not None:
             self._poller.resume(resume)
         self.wake()
+
+    def begin_again(self, tp: TP) -> None:
+        """Forget what is in flight of *tp*, and begin again where it is committed, if it is still this worker's."""
+        if not self._finished and self._inboxes.pop(tp, None) is not None and self._poller is not None:
+            self._order = list(self._inboxes.values())
+            self._poller.restart([tp])
 
     async def revoked(self, tps: set[TP]) -> Offsets:
         """Drain *tps*, at most for the settings' drain timeout, and give them up.
@@ -261,6 +294,8 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         for tp in tps:
             if tp in self._inboxes:
                 self._inboxes[tp].ready = False  # nothing more is handed out
+            if tp in self._openings:
+                self._openings.pop(tp).cancel()
         self.transport.rebalance.purge(tps)
         await self._drain(tps)
         offsets = await self._give_up(tps)
@@ -271,6 +306,8 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         """*tps* are another worker's already: what is in flight of them counts for nothing."""
         for tp in tps:
             self._inboxes.pop(tp, None)
+            if tp in self._openings:
+                self._openings.pop(tp).cancel()
         self._order = list(self._inboxes.values())
         self._unacked = {message for message in self._unacked if message.tp not in tps}
         self.transport.rebalance.purge(tps)
@@ -355,6 +392,11 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         inbox = self._inboxes.get(tp)
         if inbox is not None:
             inbox.gate.finish(offset)
+
+    def committed(self, tp: TP) -> int:
+        """The offset that is committed for *tp*; 0 where none is, or it is not this worker's."""
+        inbox = self._inboxes.get(tp)
+        return inbox.committed[0] if inbox is not None and inbox.committed is not None else 0
 
     def ack(self, message: Any) -> bool:
         """The last of its streams has finished with *message*."""
@@ -462,6 +504,8 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         tps = set(self._inboxes)
         for inbox in self._order:
             inbox.ready = False
+        for opening in self._openings.values():
+            opening.cancel()
         self.transport.rebalance.purge(tps)
         await self._drain(tps)
         try:

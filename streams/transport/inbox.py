@@ -7,7 +7,7 @@ partition is paused when its own inbox is full, while the others go on.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from confluent_kafka import Message
@@ -32,14 +32,18 @@ class Inbox:
             reaches this gate only, which nobody reads any more.
         committed: what was committed last.
         ready: whether records may be handed out: not before tables have recovered.
+        start: where reading began.
+        note: what its sink wants to travel with a commit of the given offset.
     """
 
-    __slots__ = ("committed", "gate", "paused", "ready", "records", "size", "tp")
+    __slots__ = ("committed", "gate", "note", "paused", "ready", "records", "size", "start", "tp")
 
     def __init__(self, tp: TP, start: Start) -> None:
         self.tp = tp
+        self.start = start
         self.gate = CommitGate(start.offset, start.finished)
         self.committed: tuple[int, str] | None = None if start.offset is None else (start.offset, "")
+        self.note: Callable[[int], str] | None = None
         self.records: deque[Message] = deque()
         self.size = 0  # bytes of their values
         self.paused = True  # the poll thread pauses what it assigns
@@ -94,7 +98,7 @@ class Inbox:
         offset = self.gate.committable()
         if offset is None:
             return None
-        now = (offset, self.gate.metadata())
+        now = (offset, self.gate.metadata(note=self.note(offset) if self.note is not None else self.start.note))
         return None if now == self.committed else now
 
 

@@ -6,7 +6,7 @@ All calls are made on the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,9 @@ import faust
 from confluent_kafka import Message
 from faust.types import TP
 
-__all__ = ["TP", "Sink", "attach", "sinks_of"]
+from llmagentos.streams.transport.poller import Start
+
+__all__ = ["TP", "Sink", "Start", "attach", "sinks_of"]
 
 
 class Sink(Protocol):
@@ -32,8 +34,18 @@ class Sink(Protocol):
         """Take *records*, ascending by offset, at most `room(tp)`. Must not block, nor raise for a bad record."""
         ...
 
-    def assigned(self, tps: set[TP]) -> None:
-        """Partitions are this worker's from now on; records follow."""
+    async def assigned(self, starts: Mapping[TP, Start]) -> None:
+        """Partitions are this worker's from now on; their records follow when this returns.
+
+        Cancelled where they are revoked meanwhile.
+        """
+        ...
+
+    def note(self, tp: TP, committable: int) -> str:
+        """A text of under 100 characters that travels with the next commit of *tp*, to the offset *committable*.
+
+        It comes back in the `Start` of the next assignment. Ask for `app.consumer.commit` if nothing else will.
+        """
         ...
 
     async def revoked(self, tps: set[TP]) -> None:

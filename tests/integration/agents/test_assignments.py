@@ -14,13 +14,19 @@ from faust.types import TP
 from llmagentos.agents.agent import agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.dead_letters import DeadLetters
-from llmagentos.agents.inbox import Inbox, Room
+from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.outputs import Outputs
+from llmagentos.agents.room import Room
+from llmagentos.streams.admin import ensure_topics
 from llmagentos.streams.endpoints import client_config
+from llmagentos.streams.journal import SUBJECT
 from llmagentos.streams.message import Message
+from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.topology import named
+from llmagentos.streams.transport.sink import Start
 from llmagentos.streams.wire import Codec
 
 ZERO = TP("inbox", 0)
@@ -33,6 +39,7 @@ class Hands:
         self.finished: list[int] = []
         self.started: list[int] = []
         self.go = asyncio.Event()
+        self.begun_again: list[TP] = []
         self.swallow = False
         self.room = Room(1_000, 1_000_000, lambda: None)
         self.inbox: Inbox
@@ -64,22 +71,27 @@ async def hands(settings: Settings) -> AsyncIterator[Hands]:
         message = Message.create("x", to="slow", conversation=f"c{record.offset()}")
         return Message(message.record, "inbox", 0, record.offset())
 
+    quick = settings.model_copy(update={"drain_timeout_s": 0.2})
+    await asyncio.to_thread(ensure_topics, settings, [named("journal.NAME").of("slow")])
+    await asyncio.to_thread(codec.writer, SUBJECT, "journal")
     async with Producer(settings) as producer:
+        journal = Journal(settings, producer, codec, writer="test", broken=lambda error: pytest.fail(repr(error)))
         made.inbox = Inbox(
             slow,
             decode=decode,
-            outputs=Outputs(settings, producer, codec.encode),
+            outputs=Outputs(quick, producer, codec.encode),
             answers=answers,
             dead_letters=DeadLetters(settings, producer, lambda record: b"", worker="test"),
+            journal=journal,
             room=made.room,
             finish=lambda tp, offset: made.finished.append(offset),
+            committed=lambda tp: 0,
+            begin_again=made.begun_again.append,
             broken=lambda error: pytest.fail(repr(error)),
-            answers_topic="answers",
-            drain_timeout_s=0.2,
-            max_waiting=10,
         )
         yield made
         await made.inbox.stop()
+        await journal.stop()
     await answers.stop()
 
 
@@ -90,7 +102,7 @@ async def started(hands: Hands, count: int) -> None:
 
 
 async def test_what_ends_within_the_drain_is_finished(hands: Hands) -> None:
-    hands.inbox.assigned({ZERO})
+    await hands.inbox.assigned({ZERO: Start(None)})
     hands.deliver(1, 2)
     await started(hands, 2)
     drain = asyncio.create_task(hands.inbox.revoked({ZERO}))
@@ -102,7 +114,7 @@ async def test_what_ends_within_the_drain_is_finished(hands: Hands) -> None:
 
 
 async def test_what_does_not_end_is_cancelled_and_not_finished(hands: Hands) -> None:
-    hands.inbox.assigned({ZERO})
+    await hands.inbox.assigned({ZERO: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
     await hands.inbox.revoked({ZERO})
@@ -112,7 +124,7 @@ async def test_what_does_not_end_is_cancelled_and_not_finished(hands: Hands) -> 
 
 async def test_a_handler_that_swallows_its_cancellation_has_not_handled_its_message(hands: Hands) -> None:
     hands.swallow = True
-    hands.inbox.assigned({ZERO})
+    await hands.inbox.assigned({ZERO: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
     await hands.inbox.revoked({ZERO})
@@ -120,12 +132,12 @@ async def test_a_handler_that_swallows_its_cancellation_has_not_handled_its_mess
 
 
 async def test_a_partition_lost_and_regained_is_not_undone_by_its_own_drain(hands: Hands) -> None:
-    hands.inbox.assigned({ZERO})
+    await hands.inbox.assigned({ZERO: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
     drain = asyncio.create_task(hands.inbox.revoked({ZERO}))  # lost: the transport does not wait for this
     await asyncio.sleep(0)
-    hands.inbox.assigned({ZERO})
+    await hands.inbox.assigned({ZERO: Start(None)})
     hands.deliver(1, 2)
     await drain
     assert ZERO in hands.inbox.owned
@@ -149,7 +161,7 @@ async def test_committed_offsets_never_fall_while_workers_with_slow_handlers_com
             await asyncio.sleep(int(message.text) / 1000)
             return message.text
     """
-    from .conftest import running
+    from llmagentos.agents.testing.run import running
 
     first = await deploy(source)
     stop = asyncio.Event()

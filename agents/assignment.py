@@ -1,0 +1,183 @@
+"""An assignment: one time that an inbox partition was this worker's, and what it must know before it handles any."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import confluent_kafka
+from faust.types import TP
+
+from llmagentos.agents.answers import Answers
+from llmagentos.streams.dedup import Dedup, identity_in
+from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
+from llmagentos.streams.journal import Conversation, Note
+from llmagentos.streams.message import Message
+from llmagentos.streams.ownership import Journal, Ownership
+from llmagentos.streams.transport.sink import Start
+
+__all__ = ["Assignment"]
+
+log = logging.getLogger(__name__)
+
+#: A worker that met a newer claim claims again after this, if the group still calls it owner: long enough for the
+#: group to tell the other one, a heartbeat away, that it is not.
+RECLAIM_S = 0.5
+
+
+class Assignment:
+    """One time that an inbox partition was this worker's.
+
+    Attributes:
+        open: whether it is still; once it is over, what finishes of it changes nothing.
+        view: what the journal says is open.
+        dedup: the ids that are finished.
+        journaled: offsets that the transport brings again though the journal has them: they are only to be released.
+    """
+
+    def __init__(
+        self,
+        tp: TP,
+        start: Start,
+        *,
+        journal: Journal,
+        journal_topic: str,
+        answers: Answers,
+        answers_topic: str,
+        dedup_window: int,
+        committed: Callable[[], int],
+    ) -> None:
+        self.tp = tp
+        self.open = True
+        self.start = start
+        self.dedup = Dedup(dedup_window, committed)
+        self.journaled: set[int] = set()
+        self.view: Mapping[str, Conversation] = {}
+        self._journal = journal
+        self._journal_topic = journal_topic
+        self._answers = answers
+        self._answers_topic = answers_topic
+        self._window = dedup_window
+        self._ownership: Ownership | None = None
+        self._note = Note.parse(start.note)
+        self._asking: dict[int, int] = {}  # offsets whose handlers asked -> where their answers can begin
+        self._closed_at: int | None = None  # the position of its answers when it was over
+        self._recovered_at = 0  # what lies below was in the inbox when it came here
+
+    @property
+    def ownership(self) -> Ownership:
+        """The hold on its journal partition."""
+        assert self._ownership is not None
+        return self._ownership
+
+    async def begin(
+        self, superseded: Callable[[], None], decode: Callable[[confluent_kafka.Message], Message] | None
+    ) -> None:
+        """Claim the journal, read it, and read back what finished lately.
+
+        Args:
+            superseded: called when a newer claim was met.
+            decode: reads records that bring no id in their headers; None: ids are made of places, so there are no
+                twins.
+
+        Raises:
+            TopicError, BrokerError, DeliveryError: the journal can't be read or written.
+        """
+        tp, start = self.tp, self.start
+        if self._note.answers >= 0:
+            # Handlers that asked may run again here, and ask again: their answers may be there already.
+            await self._answers.follow(self._answers_topic, tp.partition, self._note.answers)
+            self._recovered_at = (await asyncio.to_thread(self._journal.spans.ends, tp.topic, tp.partition))[1]
+        while True:
+            try:
+                self._ownership = await self._journal.claim(
+                    self._journal_topic, tp.partition, self._note, lambda: superseded() if self.open else None
+                )
+                break
+            except NotOwner:  # a late claim of one that is not owner any more
+                if not self.open:
+                    return
+                await asyncio.sleep(RECLAIM_S)
+        self.view = self._ownership.view.open
+        finished = start.finished
+        if start.offset is not None:
+            if decode is not None:
+                await asyncio.to_thread(self._read_back, start.offset, decode)
+            self.journaled = {
+                offset
+                for conversation in self.view.values()
+                for offset in conversation.order
+                if offset >= start.offset and not any(first <= offset <= last for first, last in finished)
+            }
+        else:
+            self.journaled = {offset for conversation in self.view.values() for offset in conversation.order}
+
+    def _read_back(self, committed: int, decode: Callable[[confluent_kafka.Message], Message]) -> None:
+        """Learn the ids of what is finished: below the committed offset, or listed beside it, and not open."""
+        place = (self.tp.topic, self.tp.partition)
+        opened = {offset for conversation in self.view.values() for offset in conversation.order}
+        last = max((last for _, last in self.start.finished), default=-1)
+        spans = [(max(0, committed - self._window), committed)]
+        spans += [(first, last + 1) for first, last in self.start.finished]
+        if last - committed < self._window:  # one reading is quicker than many
+            spans = [(spans[0][0], max(committed, last + 1))]
+        for span in spans:
+            for batch in self._journal.spans.read({place: span}):
+                for record in batch:
+                    offset = cast(int, record.offset())
+                    above = offset >= committed
+                    if offset in opened or (above and not self._listed(offset)):
+                        continue
+                    headers: Any = record.headers()
+                    identity = identity_in(headers) or _decoded_id(record, decode)
+                    if identity is not None:
+                        self.dedup.finished(identity, offset)
+
+    def _listed(self, offset: int) -> bool:
+        return any(first <= offset <= last for first, last in self.start.finished)
+
+    def close(self) -> None:
+        """It is over. Its note for the next owner is still to be had."""
+        self.open = False
+        if self._closed_at is None:
+            self._closed_at = self._position()
+        if self._ownership is not None:
+            self._ownership.end()
+
+    # -- the note for the next owner ----------------------------------------------------------------------------
+
+    def _position(self) -> int:
+        """Below this offset every answer was read."""
+        if self._closed_at is not None:
+            return self._closed_at
+        return self._answers.position(self._answers_topic, self.tp.partition)
+
+    def asks(self, offset: int) -> None:
+        """The handler of *offset* is about to ask: its answers come from here on."""
+        if offset not in self._asking:
+            self._asking[offset] = self._position()
+
+    def asked(self, offset: int) -> None:
+        """The handler of *offset* has ended."""
+        self._asking.pop(offset, None)
+
+    def note(self, committable: int) -> Note:
+        """What a next owner needs to know, once *committable* is committed."""
+        if self._ownership is None:
+            return self._note
+        answers = self._position()
+        if self._asking:
+            answers = min(answers, *self._asking.values())
+        if self._note.answers >= 0 and committable < self._recovered_at:
+            answers = self._note.answers  # what ran here before may ask again
+        return self._ownership.note(answers)
+
+
+def _decoded_id(record: confluent_kafka.Message, decode: Callable[[confluent_kafka.Message], Message]) -> str | None:
+    """The id of a message from a producer that puts none into the headers."""
+    try:
+        return decode(record).message_id
+    except (RecordError, SchemaError):  # such a record became a dead letter when its turn came
+        return None

@@ -1,0 +1,117 @@
+"""Replay: what is open in an assignment's journal comes back to its lane, in order, when its turn has come.
+
+A conversation that doesn't wait for a person any more is run from the journal: the parked message, or what a person
+put in its place, and then those that are held. Their payloads are read in passes over the journal, some of each such
+conversation at a time, so that a hundred thousand held messages need a few readings and little memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmagentos.agents.assignment import Assignment
+from llmagentos.agents.room import Room
+from llmagentos.streams.journal import Entry
+
+__all__ = ["Replay"]
+
+#: Messages of one conversation that are brought at once, and of all: 2,000 of 1 kB are 2 MB.
+CHUNK = 64
+PASS = 2_000
+#: While the worker has no room, it is looked for again after this.
+NO_ROOM_S = 0.02
+
+
+class Replay:
+    """Brings the open messages of one assignment to their lanes.
+
+    Args:
+        put: gives one to its lane: (entry, the journal record with its payload; empty: retention has taken it).
+        broken: told of what ends the worker.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        put: Callable[[Entry, Mapping[str, Any]], None],
+        room: Room,
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self._assignment = assignment
+        self._put = put
+        self._room = room
+        self._broken = broken
+        self._ready: deque[str] = deque()  # conversations to bring more of
+        self._known: set[str] = set()  # the same, and those that are in their lanes
+        self._in_lanes: dict[str, int] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def consider(self, conversation_id: str) -> None:
+        """Something changed in this conversation: bring it on, if it is not on its way and waits for nobody."""
+        if conversation_id in self._known:
+            return
+        conversation = self._assignment.view.get(conversation_id)
+        if conversation is None or conversation.waits or conversation.first.offset in self._assignment.journaled:
+            return
+        self._known.add(conversation_id)
+        self._ready.append(conversation_id)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._bring())
+
+    def ended(self, entry: Entry) -> None:
+        """One that was put has had its turn."""
+        left = self._in_lanes[entry.conversation_id] - 1
+        if left:
+            self._in_lanes[entry.conversation_id] = left
+        else:
+            del self._in_lanes[entry.conversation_id]
+            self._known.discard(entry.conversation_id)
+            self.consider(entry.conversation_id)
+
+    def stop(self) -> None:
+        """Bring nothing more."""
+        self._ready.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _bring(self) -> None:
+        try:
+            while self._ready and self._assignment.open:
+                if not (left := self._room.left()):
+                    await asyncio.sleep(NO_ROOM_S)
+                    continue
+                entries = self._next(min(left, PASS))
+                places = [entry.payload_at for entry in entries]
+                found = await self._assignment.ownership.payloads(entries)
+                if not self._assignment.open:
+                    return
+                for entry, place in zip(entries, places, strict=True):
+                    if entry.payload_at == place:
+                        self._put(entry, found.get(place, {}))
+                    else:  # it was copied to another place meanwhile
+                        self.ended(entry)
+        except Exception as error:  # noqa: BLE001 - whatever it was, they must not wait for ever
+            self._broken(error)
+
+    def _next(self, most: int) -> list[Entry]:
+        """The next entries to bring, at most *most* and one more chunk, some of each conversation that is ready."""
+        view, journaled = self._assignment.view, self._assignment.journaled
+        entries: list[Entry] = []
+        while self._ready and len(entries) < most:
+            conversation_id = self._ready.popleft()
+            conversation = view.get(conversation_id)
+            chunk: list[Entry] = []
+            for offset in () if conversation is None or conversation.waits else conversation.order[:CHUNK]:
+                entry = conversation.entries[offset] if conversation is not None else None
+                if entry is None or offset in journaled or (chunk and entry.state == "parked"):
+                    break
+                chunk.append(entry)
+            if chunk:
+                self._in_lanes[conversation_id] = len(chunk)
+                entries += chunk
+            else:
+                self._known.discard(conversation_id)
+        return entries

@@ -1,0 +1,300 @@
+"""The journal of one inbox partition: what is parked, held or completed in it, as a fold over its records.
+
+An agent's journal topic has as many partitions as its inbox, and partition p is written by the owner of inbox
+partition p. A message that fails for good is *parked*, and its conversation is open from then on: later messages of
+it are *held*, so that their offsets can be released while they wait, in order. A person's *redrive* or *discard* is
+a wish, which the owner answers: it runs the parked message, or drops it, and then those that are held. What was
+held, or sends several outputs, is completed by a *done* record that has the outputs, before they are sent; *sent*
+says that those of all completions below an offset are.
+
+Who owns a partition says so by a *claim*; the claim's offset is its epoch. Records carry their writer's claim, and
+behind a newer claim they are void. So whoever folds the same records has the same view, and a worker that lost its
+partition without noticing can change nothing.
+
+The journal is cleaned as a log-structured store is (Rosenblum and Ousterhout, 1992): what has stayed open for long is
+written again at the end by a *copy*, and :meth:`View.low` says below which offset nothing is needed any more. That
+offset travels with each commit of the inbox partition, and the next owner reads from there.
+
+docs/spec/ has the protocol as a model.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, Literal
+
+__all__ = ["COMMANDS", "SUBJECT", "Conversation", "Entry", "Kind", "Note", "State", "View"]
+
+#: The registry subject of journal records: their full name.
+SUBJECT = "llmagentos.Journal"
+
+Kind = Literal["claim", "park", "held", "done", "drop", "copy", "sent", "redrive", "discard"]
+State = Literal["parked", "held", "done"]
+
+#: Written by people, and so without a claim.
+COMMANDS = frozenset({"redrive", "discard"})
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One message that is not finished, though its offset may be released.
+
+    Attributes:
+        offset: of the message in the inbox partition.
+        state: parked, held, or done: completed, and its outputs perhaps not sent.
+        at: where in the journal its payload is; of one that is done, its outputs.
+        park: where in the journal it was parked; -1 where it is not.
+        wish: what a person wants of a parked one; empty: nothing yet.
+        wish_at: where in the journal that was said.
+        edited: the wish brings a message to run in place of the parked one.
+        since: when its payload was written; milliseconds since the epoch.
+    """
+
+    offset: int
+    conversation_id: str
+    message_id: str
+    state: State
+    at: int
+    park: int = -1
+    wish: Literal["", "redrive", "discard"] = ""
+    wish_at: int = -1
+    edited: bool = False
+    since: int = 0
+
+    @property
+    def payload_at(self) -> int:
+        """Where in the journal the message is that is to be run."""
+        return self.wish_at if self.edited else self.at
+
+
+class Conversation:
+    """What is open of one conversation, in the order of the inbox."""
+
+    __slots__ = ("entries", "order")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.order: list[int] = []  # their offsets, ascending
+
+    @property
+    def first(self) -> Entry:
+        """The entry whose turn it is."""
+        return self.entries[self.order[0]]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for a person: its first message is parked, and nobody has said what is to be done."""
+        first = self.first
+        return first.state == "parked" and not first.wish
+
+    def add(self, entry: Entry) -> None:
+        """Put in a new entry."""
+        self.entries[entry.offset] = entry
+        if not self.order or entry.offset > self.order[-1]:
+            self.order.append(entry.offset)
+        else:
+            insort(self.order, entry.offset)
+
+    def remove(self, offset: int) -> None:
+        """Take an entry out."""
+        del self.entries[offset]
+        self.order.remove(offset)  # it is the first, or nearly
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What travels with the commits of an inbox partition for its next owner; as text, in the commit's metadata.
+
+    Attributes:
+        low: the journal offset to read from.
+        claim: the newest claim below it; -1: none.
+        answers: the offset of the agent's answers partition below which no open question has its answer; -1: none
+            was ever asked.
+    """
+
+    low: int = 0
+    claim: int = -1
+    answers: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.low:x}.{self.claim + 1:x}.{self.answers + 1:x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Note:
+        """The note in *text*; where it is none, one that says to read everything."""
+        try:
+            low, claim, answers = (int(part, 16) for part in text.split("."))
+        except ValueError:
+            return cls()
+        return cls(low, claim - 1, answers - 1)
+
+
+class View:
+    """What a reader of a journal partition believes, having folded its records from *start* up to `position`.
+
+    Args:
+        start, claim: from the note of an earlier owner; 0 and -1: from the beginning.
+
+    Attributes:
+        open: the conversations with something in them, by id.
+        position: the next journal offset to fold.
+        claim: the newest claim; its offset.
+    """
+
+    def __init__(self, start: int = 0, claim: int = -1) -> None:
+        self.open: dict[str, Conversation] = {}
+        self.position = start
+        self.claim = claim
+        self._claims: list[int] = [claim]  # ascending; those that low() may still need
+        self._unsent: dict[int, Entry] = {}  # completions by their place in the journal, ascending
+        self._sent_here: set[int] = set()  # of them, those that this worker has sent
+        self._needed: dict[int, Entry] = {}  # places in the journal that must stay
+        self._lowest: list[int] = []  # a heap of them, with some that are needed no more
+
+    def __len__(self) -> int:
+        """How many messages are open."""
+        return sum(map(len, self.open.values()))
+
+    # -- the fold -----------------------------------------------------------------------------------------------
+
+    def fold(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        """Take in the next record.
+
+        Args:
+            record: as in journal.avsc.
+            at: its offset in the journal.
+
+        Returns:
+            The entry that it opened or changed, if any; one that it closed is not returned.
+        """
+        self.position = at + 1
+        kind: Kind = record["kind"]
+        if kind == "claim":
+            self.claim = at
+            self._claims.append(at)
+            return None
+        offset: int = record["offset"]
+        if kind in COMMANDS:
+            return self._wish(kind, record, at)
+        if record["claim"] < self.claim:
+            return None
+        self.claim = record["claim"]  # where reading began behind it
+        if kind == "sent":
+            while self._unsent and (place := next(iter(self._unsent))) < record["refers"]:
+                self._close(self._unsent[place])
+            return None
+        entry = self._find(record["conversation_id"], offset)
+        if kind == "drop":
+            if entry is not None:
+                self._close(entry)
+            return None
+        if entry is None:
+            entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
+            self.open.setdefault(entry.conversation_id, Conversation()).add(entry)
+        entry.since = record["at"]
+        if kind == "copy":
+            self._place(entry, record["state"], at, record["refers"])
+        elif kind == "park":
+            self._place(entry, "parked", at, at)
+        elif kind == "held":
+            self._place(entry, "held", at, -1)
+        elif kind == "done":
+            self._place(entry, "done", at, -1)
+            self._unsent[at] = entry
+        return entry
+
+    def _wish(self, kind: Any, record: Mapping[str, Any], at: int) -> Entry | None:
+        entry = self._find(record["conversation_id"], record["offset"])
+        if entry is None or entry.state != "parked" or entry.park != record["refers"] or entry.wish:
+            return None  # that park is over, or somebody has said it already
+        entry.wish, entry.wish_at, entry.edited = kind, at, record["record"] is not None
+        if entry.edited and record["message_id"]:
+            entry.message_id = record["message_id"]
+        self._need(entry, at)
+        return entry
+
+    def _place(self, entry: Entry, state: State, at: int, park: int) -> None:
+        self._release(entry)
+        entry.state, entry.at, entry.park = state, at, park
+        entry.wish, entry.wish_at, entry.edited = "", -1, False
+        self._need(entry, at)
+
+    def _find(self, conversation_id: str, offset: int) -> Entry | None:
+        conversation = self.open.get(conversation_id)
+        return None if conversation is None else conversation.entries.get(offset)
+
+    def _close(self, entry: Entry) -> None:
+        self._release(entry)
+        self._unsent.pop(entry.at, None)
+        self._sent_here.discard(entry.at)
+        self._leave(entry)
+
+    def _leave(self, entry: Entry) -> None:
+        conversation = self.open.get(entry.conversation_id)
+        if conversation is not None and conversation.entries.get(entry.offset) is entry:
+            conversation.remove(entry.offset)
+            if not conversation.order:
+                del self.open[entry.conversation_id]
+
+    # -- completions, at the owner ------------------------------------------------------------------------------
+
+    def sent(self, entry: Entry) -> None:
+        """The owner has sent the outputs of *entry*: what comes behind it in its conversation may run."""
+        self._sent_here.add(entry.at)
+        self._leave(entry)
+
+    def sent_below(self) -> int:
+        """Every completion below this journal offset was sent by this owner, or by an earlier one."""
+        for place in self._unsent:
+            if place not in self._sent_here:
+                return place
+        return self.position
+
+    @property
+    def news(self) -> bool:
+        """Whether a *sent* record would say anything new."""
+        return bool(self._sent_here) and next(iter(self._unsent)) in self._sent_here
+
+    # -- what is needed -----------------------------------------------------------------------------------------
+
+    def _need(self, entry: Entry, at: int) -> None:
+        self._needed[at] = entry
+        heappush(self._lowest, at)
+
+    def _release(self, entry: Entry) -> None:
+        self._needed.pop(entry.at, None)
+        self._needed.pop(entry.wish_at, None)
+
+    def low(self) -> int:
+        """Below this journal offset there is nothing that a next owner needs."""
+        heap = self._lowest
+        while heap and heap[0] not in self._needed:
+            heappop(heap)
+        return heap[0] if heap else self.position
+
+    def claim_below(self, low: int) -> int:
+        """The newest claim below *low*; -1: none. What is below that is forgotten: ask with ascending offsets."""
+        claims = self._claims
+        while len(claims) > 1 and claims[1] < low:
+            del claims[0]
+        return claims[0]
+
+    def movable(self, below: int, before_ms: int) -> list[Entry]:
+        """What a copy may move now: the entries that lie below the journal offset *below*, or are older.
+
+        Only of conversations that wait for a person: nothing of them is under way, so that no record of what became
+        of an entry can come before its copy.
+        """
+        return [
+            entry
+            for conversation in self.open.values()
+            if conversation.waits
+            for entry in conversation.entries.values()
+            if entry.at < below or entry.since < before_ms
+        ]

@@ -1,0 +1,382 @@
+"""Ownership: one worker's hold on the journal partitions of its inboxes, from its claim to a newer one.
+
+A record counts for its own writer only once it was read back with no newer claim before it. So a worker that was
+frozen while another took over learns that its records are void before it has released, sent or started anything
+because of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka
+
+from llmagentos.streams.delivery import Delivery
+from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, SchemaError
+from llmagentos.streams.follower import Follower
+from llmagentos.streams.journal import SUBJECT, Entry, Kind, Note, View
+from llmagentos.streams.producer import Producer
+from llmagentos.streams.settings import Settings
+from llmagentos.streams.spans import Spans
+from llmagentos.streams.topology import named
+from llmagentos.streams.wire import Codec
+
+__all__ = ["Journal", "Ownership", "kept", "restored"]
+
+log = logging.getLogger(__name__)
+
+#: How often completions that were sent are said to be; what was not said is sent again after a crash.
+SENT_S = 0.2
+#: How often a look is taken at what should be copied forward.
+CLEAN_S = 5.0
+#: A journal this long is cleaned, once it is four times as long as what is open in it: then each record is copied
+#: less than once for three that were written. A new owner reads 50,000 records in well under a second.
+CLEAN_RECORDS = 50_000
+CLEAN_FACTOR = 4
+#: Entries that are copied at once.
+CLEAN_BATCH = 500
+#: What has been in the journal for half of its retention is written again.
+CLEAN_AGE_MS = (named("journal.NAME").retention_ms or 0) // 2
+#: The rest of a journal record beside what it keeps.
+RECORD_ROOM = 2_000
+
+
+class Ownership:
+    """One worker's hold on one journal partition. Made by :meth:`Journal.claim`.
+
+    Attributes:
+        view: what the journal says, up to what was read back.
+    """
+
+    def __init__(
+        self, journal: Journal, topic: str, partition: int, note: Note, superseded: Callable[[], None]
+    ) -> None:
+        self._journal = journal
+        self.topic = topic
+        self.partition = partition
+        self._claim = -1
+        self._writer = f"{journal.writer}#{uuid.uuid4().hex[:8]}"
+        self._superseded = superseded
+        self._over = False
+        self._waiting: dict[int, asyncio.Future[None]] = {}  # by the journal offset that is to be read back
+        self.view = View(note.low, note.claim)
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended: given up, or superseded by a newer claim."""
+        return self._over
+
+    async def claim(self) -> None:
+        """Append the claim, and read the journal up to it.
+
+        Raises:
+            NotOwner: another worker's newer claim came between. DeliveryError: Kafka did not take it.
+        """
+        # What the commit's note says may lie below what retention has left.
+        self.view.position = await self._journal.follow(self)
+        await self._append("claim", {}, key=None)
+
+    async def write(self, kind: Kind, entry: Mapping[str, Any], *, conversation_id: str) -> int:
+        """Append a record, and wait until it was read back.
+
+        Args:
+            entry: fields of journal.avsc.
+
+        Returns:
+            Its offset in the journal.
+
+        Raises:
+            NotOwner: it is void, as another worker owns the partition now.
+            RecordTooLarge: it was not written. DeliveryError: Kafka did not take it.
+        """
+        return await self._append(kind, entry, key=conversation_id)
+
+    async def _append(self, kind: Kind, entry: Mapping[str, Any], key: str | None) -> int:
+        if self._over:
+            raise self._not_owner()
+        at = (await self._journal.post(self, kind, self._claim, entry, key)).offset
+        if self.view.position <= at:
+            future = self._waiting[at] = asyncio.get_running_loop().create_future()
+            await future
+        if self._over:
+            raise self._not_owner()
+        return at
+
+    def read(self, record: Mapping[str, Any], at: int) -> None:
+        """The follower brought the record at *at*."""
+        if at != self.view.position or self._over:  # of an earlier following of the partition
+            return
+        if record.get("kind") == "claim":
+            if record["writer"] == self._writer:
+                self._claim = at
+            elif self._claim >= 0:
+                self._end()
+                log.warning("%s[%d]: %s claimed it too", self.topic, self.partition, record["writer"])
+                self._superseded()
+                return
+        entry = self.view.fold(record, at)
+        waiting = self._waiting.pop(at, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        if entry is not None and entry.wish and entry.wish_at == at:
+            self.wished(entry)
+
+    #: Told of what a person wants of a parked message, once this ownership has begun; set by the inbox.
+    wished: Callable[[Entry], None] = staticmethod(lambda entry: None)
+
+    def end(self) -> None:
+        """Give it up: the partition is another worker's."""
+        if not self._over:
+            self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._journal.unfollow(self)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(None)  # they look at `over`
+        self._waiting.clear()
+
+    def _not_owner(self) -> NotOwner:
+        return NotOwner(
+            f"{self._journal.writer} does not own {self.topic}[{self.partition}] any more",
+            kept="the message: its owner handles it",
+        )
+
+    def note(self, answers: int) -> Note:
+        """What a next owner needs to know; travels with the commit."""
+        low = self.view.low()
+        return Note(low, self.view.claim_below(low), answers)
+
+    async def payloads(self, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
+        """The journal records that have the payloads of *entries*, by their journal offsets."""
+        return await self._journal.payloads(self, [entry.payload_at for entry in entries])
+
+
+class Journal:
+    """The journals of one worker's agents: one reader for all their partitions, and the way to write.
+
+    Args:
+        writer: the worker's name.
+        broken: told of what ends the worker.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        producer: Producer,
+        codec: Codec,
+        *,
+        writer: str,
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self.writer = writer
+        self._producer = producer
+        self._codec = codec
+        self._broken = broken
+        self._encode = codec.writer(SUBJECT, "journal")
+        self._limit = settings.max_message_bytes
+        self._owned: dict[tuple[str, int], Ownership] = {}
+        self._follower = Follower(settings, self._deliver, name=f"{writer}-journal")
+        self._spans = Spans(settings, name=f"{writer}-spans")
+        self._tasks = [asyncio.create_task(self._say_sent()), asyncio.create_task(self._clean())]
+
+    @property
+    def spans(self) -> Spans:
+        """The worker's reader of stretches."""
+        return self._spans
+
+    async def claim(self, topic: str, partition: int, note: Note, superseded: Callable[[], None]) -> Ownership:
+        """Own the journal partition from now on; returns when the journal was read up to the claim.
+
+        Args:
+            note: of the commit with which the inbox partition was assigned.
+            superseded: called once, when a newer claim was met.
+
+        Raises:
+            NotOwner: a newer claim was met meanwhile.
+            TopicError, BrokerError, DeliveryError: the journal can't be read or written.
+        """
+        place = (topic, partition)
+        earlier = self._owned.get(place)
+        if earlier is not None:
+            earlier.end()
+        ownership = self._owned[place] = Ownership(self, topic, partition, note, superseded)
+        await ownership.claim()
+        return ownership
+
+    async def follow(self, ownership: Ownership) -> int:
+        """Read the partition of *ownership* from where its view begins."""
+        return await self._follower.follow(ownership.topic, ownership.partition, ownership.view.position)
+
+    def unfollow(self, ownership: Ownership) -> None:
+        """Read it no more."""
+        place = (ownership.topic, ownership.partition)
+        if self._owned.get(place) is ownership:
+            del self._owned[place]
+            self._follower.unfollow([place])
+
+    def post(self, ownership: Ownership, kind: Kind, claim: int, entry: Mapping[str, Any], key: str | None) -> Delivery:
+        """Append a record; its delivery is to be awaited."""
+        value = self._encode(
+            {
+                "kind": kind,
+                "claim": claim,
+                "writer": ownership._writer,  # pyright: ignore[reportPrivateUsage]
+                "at": time.time_ns() // 1_000_000,
+                **_BLANK,
+                **entry,
+                "conversation_id": key or "",
+            }
+        )
+        if len(value) > self._limit:
+            raise RecordTooLarge(
+                f"the {kind} record of message {entry.get('message_id')} in conversation {key} is {len(value):,} bytes;"
+                f" the limit is {self._limit:,}",
+                cause="too-large",
+                fix="send less from one handler, or raise LLMAGENTOS_MAX_MESSAGE_BYTES and the topic's"
+                " max.message.bytes",
+            )
+        return self._producer.post(
+            ownership.topic, value, None if key is None else key.encode(), ownership.partition, kind=Delivery
+        )
+
+    async def payloads(self, ownership: Ownership, places: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """The records at *places* of the partition, by offset."""
+        found = await asyncio.to_thread(self._spans.pick, ownership.topic, ownership.partition, places)
+        return {at: self._codec.decode(record.value() or b"") for at, record in found.items()}
+
+    async def quiesce(self) -> None:
+        """Do nothing any more of its own accord; what is owned may still write."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End everything that is owned, and the readers."""
+        await self.quiesce()
+        for ownership in list(self._owned.values()):
+            ownership.end()
+        await self._follower.stop()
+        await asyncio.to_thread(self._spans.close)
+
+    def _deliver(self, records: Sequence[confluent_kafka.Message]) -> None:
+        for record in records:
+            ownership = self._owned.get((record.topic() or "", record.partition() or 0))
+            if ownership is None:
+                continue
+            at = record.offset() or 0
+            try:
+                entry: Mapping[str, Any] = self._codec.decode(record.value() or b"")
+            except RecordError as error:  # nobody else may write here
+                log.critical("%s[%d]@%d is no journal record and is passed over: %s", record.topic(),
+                             ownership.partition, at, error)  # fmt: skip
+                entry = {"kind": "sent", "claim": -1, "refers": -1, "offset": -1}
+            except SchemaError as error:
+                self._broken(error)
+                return
+            ownership.read(entry, at)
+
+    # -- in the background --------------------------------------------------------------------------------------
+
+    async def _say_sent(self) -> None:
+        """Say of completions that their outputs were sent, so that a next owner need not send them again."""
+        while True:
+            await asyncio.sleep(SENT_S)
+            below = [(owned, owned.view.sent_below()) for owned in self._owned.values() if owned.view.news]
+            if not below:
+                continue
+            try:
+                await self._producer.delivered()
+                for owned, place in below:
+                    if not owned.over:
+                        self.post(owned, "sent", owned._claim, {"refers": place}, None)  # pyright: ignore[reportPrivateUsage]
+            except Exception as error:  # noqa: BLE001 - a send that failed
+                self._broken(error)
+                return
+
+    async def _clean(self) -> None:
+        """Copy what stays open to the end of the journal, so that what lies before it is needed no more."""
+        while True:
+            await asyncio.sleep(CLEAN_S)
+            for owned in list(self._owned.values()):
+                view = owned.view
+                reach = max(CLEAN_RECORDS, CLEAN_FACTOR * len(view))
+                entries = view.movable(view.position - reach, time.time_ns() // 1_000_000 - CLEAN_AGE_MS)
+                try:
+                    await self._copy(owned, entries[:CLEAN_BATCH])
+                except Exception as error:  # noqa: BLE001
+                    self._broken(error)
+                    return
+
+    async def _copy(self, owned: Ownership, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        found = await self.payloads(owned, [entry.at for entry in entries])
+        last: Delivery | None = None
+        for entry in entries:
+            conversation = owned.view.open.get(entry.conversation_id)
+            record = found.get(entry.at)
+            # Looked at again, with no await before it is handed to the producer: see View.movable.
+            if owned.over or record is None or conversation is None or not conversation.waits:
+                continue
+            if conversation.entries.get(entry.offset) is entry:
+                fields = {
+                    "offset": entry.offset,
+                    "message_id": entry.message_id,
+                    "state": entry.state,
+                    "refers": entry.park,
+                    "cause": record["cause"],
+                    "record": record["record"],
+                }
+                last = self.post(owned, "copy", owned._claim, fields, entry.conversation_id)  # pyright: ignore[reportPrivateUsage]
+        if last is not None:
+            await last
+
+
+#: What a record says where it says nothing.
+_BLANK: dict[str, Any] = {
+    "offset": -1,
+    "message_id": "",
+    "cause": "",
+    "state": "",
+    "refers": -1,
+    "record": None,
+    "outputs": [],
+    "detail": {},
+}
+
+
+def kept(record: confluent_kafka.Message, limit: int) -> dict[str, Any] | None:
+    """A Kafka record as the journal keeps it; None where a journal record of *limit* bytes has no room for it."""
+    headers = [
+        {"name": name, "value": value.encode() if isinstance(value, str) else value}
+        for name, value in record.headers() or ()
+    ]
+    size = len(record) + len(record.key() or b"")
+    if size + sum(len(name) + len(value or b"") for name, value in record.headers() or ()) > limit - RECORD_ROOM:
+        return None
+    return {
+        "key": record.key(),
+        "value": record.value(),
+        "headers": headers,
+        "timestamp": record.timestamp()[1],
+    }
+
+
+def restored(entry: Mapping[str, Any], topic: str, partition: int, offset: int) -> confluent_kafka.Message:
+    """The Kafka record that :func:`kept` made *entry* of, as it was read."""
+    return confluent_kafka.Message(
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        key=entry["key"],
+        value=entry["value"],
+        headers=[(h["name"], h["value"]) for h in entry["headers"]],
+        timestamp=(1, entry["timestamp"]),
+    )
