@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from llmagentos.agents.blocking import Blocking, Function, Processes, Threads, usual_number
 from llmagentos.streams.errors import AgentError
 from llmagentos.streams.message import Message
 
@@ -35,18 +36,21 @@ class Agent:
 
     Attributes:
         name: unique in a cluster.
-        handler: the function: `async (message, ctx) -> reply`.
+        handler: what the engine calls: `async (message, ctx) -> reply`.
+        function: what `@agent` decorated: the same, or the plain function that the handler runs elsewhere.
         topic: None for an inbox of its own; otherwise the full name of a topic that exists already.
         decode, key: how records of such a topic are read; unused with an inbox.
         retries: how often a failed message is tried again before it becomes a dead letter.
         backoff_s: wait before the first retry; doubled for each further one, up to `backoff_max_s`.
         timeout_s: a handler that takes longer has failed; None: no limit but the message's deadline.
         max_in_flight: messages handled at once per worker; None: the settings' bound alone.
+        executor: runs a plain function; None where the function is async.
         description: the function's docstring.
     """
 
     name: str
     handler: Handler
+    function: Callable[..., Any]
     topic: str | None = None
     decode: Decode = "json"
     key: Key | None = None
@@ -55,15 +59,24 @@ class Agent:
     backoff_max_s: float = 10.0
     timeout_s: float | None = None
     max_in_flight: int | None = None
+    executor: Threads | Processes | None = field(default=None, repr=False)
     description: str = field(default="", repr=False)
 
-    def __call__(self, message: Message, ctx: Context) -> Awaitable[Any]:
-        return self.handler(message, ctx)
+    def __call__(self, message: Message, ctx: Any) -> Any:
+        return self.function(message, ctx)
 
     @property
     def source(self) -> str:
         """Where the function is written, for error messages: `file:line`."""
-        return _source(self.handler)
+        return _source(self.function)
+
+    async def close(self) -> bool:
+        """End the threads or processes of a plain function; the worker calls it when it has drained.
+
+        Returns:
+            Whether all have ended.
+        """
+        return self.executor is None or await self.executor.close()
 
 
 def agent(
@@ -76,8 +89,9 @@ def agent(
     backoff: float = 0.2,
     timeout: float | None = None,
     max_in_flight: int | None = None,
-) -> Callable[[Handler], Agent]:
-    """Make an agent of an async function.
+    blocking: Blocking | None = None,
+) -> Callable[[Function], Agent]:
+    """Make an agent of an async function, or with `blocking` of a plain one.
 
         @agent("greeter")
         async def greeter(message, ctx):
@@ -92,6 +106,8 @@ def agent(
         key: of such a topic: a function of the record's key and content that names the conversation; by default
             the record's key, or topic and partition for a record that has none.
         retries, backoff, timeout, max_in_flight: see :class:`Agent`; seconds.
+        blocking: how a plain function runs: in a `thread`, or in a `process` of its own. `max_in_flight` is then
+            how many threads or processes there are; by default cores + 4 (at most 32), or as many as cores.
 
     Raises:
         AgentError: the name can't be a topic's, the function isn't async, or doesn't take (message, ctx).
@@ -101,19 +117,14 @@ def agent(
             f"@agent at {_source(name)} is missing its parentheses", fix='write @agent() or @agent("name")'
         )
 
-    def decorate(handler: Handler) -> Agent:
-        label = name if name is not None else getattr(handler, "__name__", "agent")
+    def decorate(function: Function) -> Agent:
+        label = name if name is not None else getattr(function, "__name__", "agent")
         if not _NAME.fullmatch(label):
             raise AgentError(
-                f"agent name {label!r} at {_source(handler)} can't be part of a topic's name",
+                f"agent name {label!r} at {_source(function)} can't be part of a topic's name",
                 fix="use letters, digits, - and _ (at most 100, beginning with a letter or digit)",
             )
-        if not inspect.iscoroutinefunction(handler):
-            raise AgentError(
-                f"the handler of agent {label!r} at {_source(handler)} is not async",
-                fix=f"write `async def {getattr(handler, '__name__', label)}(message, ctx):`",
-            )
-        _check_signature(label, handler)
+        _check_function(label, function, blocking)
         for field_name, value, least in (
             ("retries", retries, 0),
             ("backoff", backoff, 0),
@@ -122,31 +133,54 @@ def agent(
         ):
             if value is not None and value < least:
                 raise AgentError(
-                    f"agent {label!r} at {_source(handler)}: {field_name} = {value!r}", fix=f"at least {least}"
+                    f"agent {label!r} at {_source(function)}: {field_name} = {value!r}", fix=f"at least {least}"
                 )
+        executor: Threads | Processes | None = None
+        most = max_in_flight
+        if blocking is not None:
+            most = max_in_flight or usual_number(blocking)
+            executor = Threads(label, function, most) if blocking == "thread" else Processes(label, function)
         return Agent(
             name=label,
-            handler=handler,
+            handler=executor or function,
+            function=function,
             topic=topic,
             decode=decode,
             key=key,
             retries=retries,
             backoff_s=backoff,
             timeout_s=timeout,
-            max_in_flight=max_in_flight,
-            description=inspect.cleandoc(handler.__doc__ or ""),
+            max_in_flight=most,
+            executor=executor,
+            description=inspect.cleandoc(function.__doc__ or ""),
         )
 
     return decorate
 
 
-def _check_signature(label: str, handler: Handler) -> None:
+def _check_function(label: str, function: Function, blocking: Blocking | None) -> None:
+    plain = f"`def {getattr(function, '__name__', label)}(message, ctx):`"
+    if blocking not in (None, "thread", "process"):
+        raise AgentError(
+            f"agent {label!r} at {_source(function)}: blocking = {blocking!r}", fix="write 'thread' or 'process'"
+        )
+    if inspect.iscoroutinefunction(function) != (blocking is None):
+        if blocking is None:
+            raise AgentError(
+                f"the handler of agent {label!r} at {_source(function)} is not async",
+                fix=f"write `async {plain[1:]}, or @agent(..., blocking='thread') for one that waits or computes"
+                " without async",
+            )
+        raise AgentError(
+            f"the handler of agent {label!r} at {_source(function)} is async, and blocking={blocking!r} is for others",
+            fix=f"leave blocking out, or write {plain}",
+        )
     try:
-        inspect.signature(handler).bind(None, None)
+        inspect.signature(function).bind(None, None)
     except TypeError as error:
         raise AgentError(
-            f"the handler of agent {label!r} at {_source(handler)} can't be called with (message, ctx): {error}",
-            fix=f"write `async def {getattr(handler, '__name__', label)}(message, ctx):`",
+            f"the handler of agent {label!r} at {_source(function)} can't be called with (message, ctx): {error}",
+            fix=f"write {plain if blocking else '`async ' + plain[1:]}",
         ) from None
 
 

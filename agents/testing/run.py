@@ -138,7 +138,7 @@ class Agents:
 
 def _of(agents: Sequence[Agent]) -> LoadedModule:
     """*agents*, as if a module of their own defined them."""
-    path = Path(inspect.getfile(agents[0].handler))
+    path = Path(inspect.getfile(agents[0].function))
     return LoadedModule(
         target=str(path),
         module_name="_".join(agent.name for agent in agents)[:50],
