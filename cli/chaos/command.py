@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import typer
@@ -51,6 +52,7 @@ def run(
     if bool(scenarios) == every:
         raise typer.BadParameter("name scenarios, or give --all; `llmagentos chaos list` lists them")
     chosen = list(SCENARIOS) if every else named(scenarios)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started is ended first
     if minutes is not None:
         chosen = [lasting(scenario, minutes * 60) for scenario in chosen]
     outcomes = []

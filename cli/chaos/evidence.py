@@ -7,6 +7,7 @@ with a wrong clock can't blur the order. Kafka's group coordinator stamps commit
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,8 +31,9 @@ __all__ = ["Arrival", "Attempt", "Commit", "Entry", "Evidence", "Letter", "colle
 #: Without a record for this long, an end that should be there is missing.
 READ_TIMEOUT_S = 30.0
 
-#: Records taken from librdkafka in one call: enough that the call costs nothing.
+#: Records taken from librdkafka in one call, and how long it may gather them: so that calls cost nothing.
 BATCH = 5_000
+GATHER_S = 0.05
 
 
 class Arrival(NamedTuple):
@@ -167,9 +169,12 @@ def _whole(consumer: confluent_kafka.Consumer, topic: str) -> Iterator[confluent
     """Every record of a topic, each partition in its order."""
     open_ends = set(consumer.list_topics(topic, 10).topics[topic].partitions)
     consumer.assign([TopicPartition(topic, partition, 0) for partition in open_ends])
+    moved_at = time.monotonic()
     while open_ends:
-        batch = consumer.consume(BATCH, READ_TIMEOUT_S if len(open_ends) else 0)
-        if not batch:
+        batch = consumer.consume(BATCH, GATHER_S)
+        if batch:
+            moved_at = time.monotonic()
+        elif time.monotonic() - moved_at > READ_TIMEOUT_S:
             raise BrokerError(f"{topic} could not be read to its end", fix="see `llmagentos doctor`")
         for record in batch:
             error = record.error()

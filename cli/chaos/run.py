@@ -17,7 +17,7 @@ import psutil
 from confluent_kafka.admin import OffsetSpec
 
 from llmagentos.cli.chaos.chain import LEDGER, MENDED
-from llmagentos.cli.chaos.cluster import Cluster, Interrupted
+from llmagentos.cli.chaos.cluster import Cluster
 from llmagentos.cli.chaos.evidence import collect
 from llmagentos.cli.chaos.faults import FAULTS, Fired
 from llmagentos.cli.chaos.oracle import Verdict, judge
@@ -163,11 +163,14 @@ class _Run:
         """The ledger's process; gives its socket."""
         socket, self.ledger = home / "ledger.sock", home / "ledger.ndjson"
         self.ledger.touch()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger)],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C ends the run, which then ends it
-        )
+        with (home / "logs" / "ledger.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C ends the run, which then ends it
+            )
         try:
             self.cluster.until(socket.exists, "the ledger's start", LEDGER_START_S)
             yield socket
@@ -246,14 +249,13 @@ class _Run:
 
     def _fault(self, name: str) -> None:
         rng = random.Random(f"{self.outcome.seed}/{self.scenario.name}/{name}")
+        fault = FAULTS[name]
         count = 0
         try:
-            for fired in FAULTS[name].run(self.cluster, rng, self.scenario.seconds):
+            for fired in fault.run(self.cluster, rng, max(fault.short_s, fault.seconds * self.scenario.share)):
                 count += 1
                 self.outcome.fired.append(fired)
                 self.told(fired)
-        except Interrupted:
-            return
         except Exception as error:  # noqa: BLE001 - whatever it is, the scenario did not run as it should
             self.outcome.trouble = f"fault {name} could not run: {type(error).__name__}: {error}"
             return

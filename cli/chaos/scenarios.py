@@ -21,7 +21,8 @@ class Scenario:
     Attributes:
         faults: by name (`cli/chaos/faults.py`), side by side in threads of their own.
         messages, conversations: the size of the input.
-        seconds: over which the input is produced, and what the faults are told to last.
+        seconds: over which the input is produced.
+        share: of the faults' full length, as far as their short form allows.
         workers: at the start.
         poison: the share of messages that can't be decoded or handled.
         duplicates: the share of messages that are produced twice.
@@ -34,6 +35,7 @@ class Scenario:
     messages: int = 100_000
     conversations: int = 5_000
     seconds: float = 150.0
+    share: float = 1.0
     workers: int = 3
     poison: float = 0.0
     duplicates: float = 0.0
@@ -85,6 +87,7 @@ def lasting(scenario: Scenario, seconds: float) -> Scenario:
     return replace(
         scenario,
         seconds=seconds,
+        share=min(1.0, share),
         messages=max(1, round(scenario.messages * share)),
         conversations=max(1, round(scenario.conversations * share)),
     )

@@ -191,14 +191,14 @@ class Production(threading.Thread):
         self._lines = lines
         self._seconds = seconds
         self._rng = random.Random(f"{seed}/bytes")
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.sent = 0
         self.acknowledged: list[Line] = []
         self.failure: LLMAgentOSError | None = None
 
     def stop(self) -> None:
         """End early: what is not sent by now never is."""
-        self._stop.set()
+        self._ended.set()
 
     def run(self) -> None:
         try:
@@ -215,7 +215,7 @@ class Production(threading.Thread):
                 await asyncio.to_thread(codec.writer, "llmagentos.Message", "message")
                 started = time.monotonic()
                 total = len(self._lines)
-                while self.sent < total and not self._stop.is_set():
+                while self.sent < total and not self._ended.is_set():
                     due = min(total, int((time.monotonic() - started) / self._seconds * total) + 1)
                     for line in self._lines[self.sent : due]:
                         value = self._value(codec, line)
