@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +99,7 @@ class Context:
     def deadline(self) -> float | None:
         """Seconds left until the message's deadline, below zero when it has passed; None where it has none."""
         deadline = self.message.deadline
-        return None if deadline is None else deadline / 1000 - time.time()
+        return None if deadline is None else deadline / 1000 - self._outputs.clock.time()
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -240,7 +238,7 @@ class Context:
             type="task",
             recipient=agent,
             conversation=conversation,
-            deadline=int((time.time() + wait_s) * 1000),
+            deadline=int((self._outputs.clock.time() + wait_s) * 1000),
             reply_to={"topic": topic, "partition": self.partition},
             attributes=attributes,
         )
@@ -261,7 +259,7 @@ class Context:
         try:
             self.flush()
             self._outputs.send(self._outputs.to_inbox(question))
-            async with asyncio.timeout(wait_s):
+            async with self._outputs.clock.timeout(wait_s):
                 return await answer
         except TimeoutError:
             raise AnswerTimeout(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,6 +114,7 @@ class Inbox:
         self._begin_again = begin_again
         self._broken = broken
         self._settings = settings
+        self._clock = outputs.clock
         self._answers_topic = settings.topic(f"answers.{agent.name}")
         self._journal_topic = settings.topic(f"journal.{agent.name}")
         self._max_waiting = settings.max_waiting
@@ -421,8 +421,7 @@ class Inbox:
     async def _fit(self, work: _Work, message: Message) -> bool:
         """Whether the message can be handled; one that can't became a dead letter."""
         deadline = message.record["deadline"]
-        if deadline is not None and deadline < time.time() * 1000:
-            late_s = time.time() - deadline / 1000
+        if deadline is not None and (late_s := self._clock.time() - deadline / 1000) > 0:
             error = RecordError(
                 f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s"
                 f" before agent {self.agent.name!r} could handle it",
@@ -455,7 +454,7 @@ class Inbox:
                 if agent.timeout_s is None:
                     result = await agent.handler(message, ctx)
                 else:
-                    async with asyncio.timeout(agent.timeout_s) as limit:
+                    async with self._clock.timeout(agent.timeout_s) as limit:
                         result = await agent.handler(message, ctx)
                 if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
                     return None
@@ -489,7 +488,7 @@ class Inbox:
                     describe(error),
                 )
                 attempt += 1
-                await asyncio.sleep(pause_s)
+                await self._clock.sleep(pause_s)
 
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
         entry = work.entry

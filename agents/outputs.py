@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from llmagentos.streams.admin import partitions_of
+from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import RecordTooLarge, TopicError, UnknownAgent
 from llmagentos.streams.message import Message, MessageType, child_id, encode_content
 from llmagentos.streams.producer import MESSAGE_ID, Producer
@@ -58,11 +59,19 @@ class Outputs:
 
     Args:
         encode: a message to Confluent wire bytes.
+        clock: that deadlines, pauses and limits go by.
     """
 
-    def __init__(self, settings: Settings, producer: Producer, encode: Callable[[Message], bytes]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        producer: Producer,
+        encode: Callable[[Message], bytes],
+        clock: Clock | None = None,
+    ) -> None:
         self.settings = settings
         self.producer = producer
+        self.clock = clock or Clock()
         self._encode = encode
         self._replies = settings.topic("replies")
         self._inbox_prefix = settings.topic("agent.")

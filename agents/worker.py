@@ -36,6 +36,7 @@ from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
+from llmagentos.streams.clock import Clock
 from llmagentos.streams.endpoints import brokers
 from llmagentos.streams.errors import (
     AccessError,
@@ -106,10 +107,18 @@ class Worker:
 
     Args:
         run_dir: where its status file goes; None: none is written.
+        clock: that deadlines, pauses and limits go by; a test has one that it moves.
     """
 
     def __init__(
-        self, settings: Settings, deployment: str, loaded: LoadedModule, *, index: int = 0, run_dir: Path | None = None
+        self,
+        settings: Settings,
+        deployment: str,
+        loaded: LoadedModule,
+        *,
+        index: int = 0,
+        run_dir: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.settings = settings
         self.deployment = deployment
@@ -117,6 +126,7 @@ class Worker:
         self.name = f"{deployment}-{index}@{socket.gethostname()}"
         self._status_file = _status_path(run_dir, index) if run_dir else None
         self._status = Status(os.getpid(), "starting", loaded.version, [], time.time(), time.time())
+        self._clock = clock or Clock()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
         self._inboxes: dict[str, Inbox] = {}
@@ -151,7 +161,7 @@ class Worker:
             await app.maybe_start_producer()
             producer: Producer = cast(Any, app.producer).core
             journal = Journal(settings, producer, codec, writer=self.name, broken=self._broken)
-            outputs = Outputs(settings, producer, codec.encode)
+            outputs = Outputs(settings, producer, codec.encode, self._clock)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
             for agent in self.loaded.agents.values():

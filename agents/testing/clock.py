@@ -43,7 +43,7 @@ class MovableClock(Clock):
         await asyncio.sleep(0)
 
     async def skip(self, *, timeout: float = 10.0) -> float:
-        """Wait until a message's retry pauses, and move to the end of the pause that ends first.
+        """Move to the end of the pause (before a retry, mostly) that ends first; where there is none, wait for one.
 
         Args:
             timeout: real seconds within which there must be a pause; else the test fails.
@@ -51,7 +51,7 @@ class MovableClock(Clock):
         Returns:
             How many seconds the clock was moved.
         """
-        await self._until(lambda: bool(self._pauses), "no retry's pause", timeout)
+        await self._until(lambda: bool(self._pauses), "no pause", timeout)
         seconds = max(0.0, min(self._limits[pause] for pause in self._pauses) - self.time())
         await self.move(seconds)
         return seconds

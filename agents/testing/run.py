@@ -180,7 +180,7 @@ class Run:
 
     async def add_worker(self) -> Worker:
         """One more, which joins and shares the partitions; it runs as long as the others."""
-        worker = Worker(self.settings, self.deployment, self.loaded, index=len(self.workers))
+        worker = Worker(self.settings, self.deployment, self.loaded, index=len(self.workers), clock=self.clock)
         self._tasks.append(await self._stack.enter_async_context(running(worker)))
         self.workers.append(worker)
         return worker
