@@ -16,7 +16,20 @@ __all__ = ["COMMANDS", "app", "main"]
 
 #: Modules of this package, each with a `register(app)` that adds its commands; the order of `--help`.
 #: A module that is named as its command (`tail`) is found without importing the others.
-COMMANDS: tuple[str, ...] = ("node", "produce", "tail", "topics", "schema", "deploy", "dev", "chat", "demo", "chaos", "job")
+COMMANDS: tuple[str, ...] = (
+    "node",
+    "produce",
+    "tail",
+    "topics",
+    "dead",
+    "schema",
+    "deploy",
+    "dev",
+    "chat",
+    "demo",
+    "chaos",
+    "job",
+)
 
 
 class Commands(TyperGroup):
