@@ -28,6 +28,7 @@ def run(
     minutes: float | None = typer.Option(
         None, min=0.1, help="Of work for each scenario, at the same rate; by default 100,000 messages."
     ),
+    keep: Path | None = typer.Option(None, help="Folder for each run's input, ledger and logs."),
     agents: Path | None = typer.Option(None, hidden=True, help="Another file with the chain's agents."),
     output: Output = OutputOption,
 ) -> None:
@@ -57,7 +58,7 @@ def run(
         chosen = [lasting(scenario, minutes * 60) for scenario in chosen]
     outcomes = []
     for scenario in chosen:
-        outcomes.append(shown(scenario, seed, chain=agents or CHAIN))
+        outcomes.append(shown(scenario, seed, chain=agents or CHAIN, keep=keep))
         if output is Output.pretty:
             print_outcome(outcomes[-1])
     if output is Output.json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,18 +195,16 @@ def _place(record: confluent_kafka.Message) -> tuple[int, int, int]:
     return record.partition() or 0, record.offset() or 0, record.timestamp()[1]
 
 
-def _header_id(headers: Sequence[tuple[str, Any]] | None) -> str:
-    for name, value in headers or ():
-        if name == MESSAGE_ID and value is not None:
-            return value.decode(errors="replace")
-    return ""
+def _header_id(headers: Iterable[tuple[str, Any]]) -> str:
+    found: bytes | None = dict(headers).get(MESSAGE_ID)
+    return (found or b"").decode(errors="replace")
 
 
 def _arrival(codec: Codec, record: confluent_kafka.Message) -> Arrival:
     try:
         message = codec.read(record)
     except RecordError:
-        header_id = _header_id(record.headers())
+        header_id = _header_id(list(record.headers() or ()))
         key = (_bytes(record.key()) or b"").decode(errors="replace")
         return Arrival(*_place(record), header_id, key, header_id, -1, None, decodable=False)
     work = message.json()

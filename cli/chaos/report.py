@@ -32,8 +32,11 @@ def print_outcome(outcome: Outcome) -> None:
         for check in outcome.verdict.checks:
             mark = "[green]✓[/]" if check.holds else "[bold red]✗[/]"
             must = "above 0" if check.wanted is None else str(check.wanted)
-            table.add_row("", mark, check.name, f"{check.found:,}", f"[dim]must be {must}[/]", check.detail)
+            table.add_row("", mark, check.name, f"{check.found:,}", f"[dim]must be {must}[/]")
         console.print(table)
+        for check in outcome.verdict.checks:
+            if not check.holds and check.detail:
+                console.print(f"  [bold red]{check.name}:[/] {check.detail}", soft_wrap=True)
     if outcome.trouble:
         console.print(f"  [bold red]{outcome.trouble}[/]", soft_wrap=True)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +88,16 @@ def run(
     progress: Progress | None = None,
     told: Callable[[Fired], None] = lambda _: None,
     chain: Path = CHAIN,
+    keep: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Run one scenario in a cluster of its own, which is gone afterwards.
 
     Args:
         told: called with each fault as it happens, from other threads.
         chain: the file that is deployed.
+        keep: a folder for the input, the ledger and the logs; None: they go with the cluster.
+        environment: of the workers, beside what they need.
     """
     outcome = Outcome(scenario, seed)
     progress = progress or Progress()
@@ -101,7 +107,7 @@ def run(
         outcome.trouble = "could not run: " + "; ".join(needs)
         return outcome
     try:
-        _Run(outcome, progress, told, chain).run()
+        _Run(outcome, progress, told, chain, keep, environment or {}).run()
     except LLMAgentOSError as error:
         outcome.trouble = f"could not run: {error}"
     outcome.whole_s = time.monotonic() - started
@@ -109,12 +115,22 @@ def run(
 
 
 class _Run:
-    def __init__(self, outcome: Outcome, progress: Progress, told: Callable[[Fired], None], chain: Path) -> None:
+    def __init__(
+        self,
+        outcome: Outcome,
+        progress: Progress,
+        told: Callable[[Fired], None],
+        chain: Path,
+        keep: Path | None,
+        environment: Mapping[str, str],
+    ) -> None:
         self.outcome = outcome
         self.scenario = outcome.scenario
         self.progress = progress
         self.told = told
         self.chain = chain
+        self.keep = keep
+        self.environment = environment
         self.memory: dict[int, list[tuple[float, int]]] = {}
 
     def run(self) -> None:
@@ -126,9 +142,10 @@ class _Run:
             write_input(cluster.home / "input.ndjson", lines)
             self.progress.total = len({line.id for line in lines})
             mended = cluster.home / "mended"
-            with self._ledger(cluster.home) as socket:
+            with self._kept(cluster.home), self._ledger(cluster.home) as socket:
                 self._topics(cluster.settings)
-                cluster.deploy(self.chain, scenario.workers, {LEDGER: str(socket), MENDED: str(mended)})
+                named = {LEDGER: str(socket), MENDED: str(mended)}
+                cluster.deploy(self.chain, scenario.workers, {**named, **self.environment})
                 with self._watched():
                     started = time.monotonic()
                     outcome.started_at = time.time()
@@ -177,6 +194,20 @@ class _Run:
         finally:
             process.kill()
             process.wait()
+
+    @contextmanager
+    def _kept(self, home: Path) -> Generator[None]:
+        """Copy what tells of a run to where it is to be kept."""
+        try:
+            yield
+        finally:
+            if self.keep is not None:
+                folder = self.keep / f"{self.scenario.name}-{self.outcome.seed}"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                for pattern in ("*.ndjson", "logs/*.log", "deployments/*.log", "deployments/*/*.log*"):
+                    for path in home.glob(pattern):
+                        shutil.copy2(path, folder / path.name)
 
     def _topics(self, settings: Settings) -> None:
         """The agents' topics before they are deployed, stamped by the brokers' clocks: see evidence.py."""
@@ -265,11 +296,13 @@ class _Run:
     def _settle(self) -> None:
         """Wait until the commits cover all inboxes, or nothing moves any more."""
         admin = Admin(self.cluster.settings)
+        latest = OffsetSpec.latest()
+        assert latest is not None  # its stub says it may be
         topics = [self.cluster.settings.topic(f"agent.{agent}") for agent in AGENTS]
         shape: object = None
         moved_at = time.monotonic()
         while time.monotonic() - moved_at < STALL_S:
-            ends = {(t, p): end for t in topics for p, end in admin.offsets(t, OffsetSpec.latest()).items() if end}
+            ends = {(t, p): end for t in topics for p, end in admin.offsets(t, latest).items() if end}
             committed = admin.committed(self.cluster.name, topics)
             if all(committed.get(place, 0) >= end for place, end in ends.items()):
                 return
@@ -278,4 +311,23 @@ class _Run:
             time.sleep(LOOK_S)
 
     def _redrive(self) -> None:
-        """As a person would, once what failed is mended."""
+        """As a person would, once what failed is mended; and once more, which must do no harm."""
+        settings = self.cluster.settings
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("LLMAGENTOS_")} | {
+            "LLMAGENTOS_HOME": str(settings.home),
+            "LLMAGENTOS_BROKERS": settings.brokers,
+            "LLMAGENTOS_PREFIX": settings.prefix,
+        }
+        words = ("dead", "redrive", "--cause", "failed", "--yes", "--wait", "--timeout", f"{STALL_S:.0f}")
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-m", "llmagentos.cli.main", *words],
+                cwd=self.cluster.home,  # where no llmagentos.toml lies
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                self.outcome.trouble = f"`llmagentos {' '.join(words)}` failed: {done.stderr.strip()[-2_000:]}"

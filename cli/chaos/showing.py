@@ -19,7 +19,7 @@ __all__ = ["shown"]
 LOOK_S = 0.25
 
 
-def shown(scenario: Scenario, seed: int, *, chain: Path) -> Outcome:
+def shown(scenario: Scenario, seed: int, *, chain: Path, keep: Path | None) -> Outcome:
     """Run *scenario* with a bar of its effects on stderr, and a line for each fault."""
     progress = Progress()
     columns = (
@@ -43,7 +43,7 @@ def shown(scenario: Scenario, seed: int, *, chain: Path) -> Outcome:
         follower = threading.Thread(target=follow, name="progress", daemon=True)
         follower.start()
         try:
-            return run(scenario, seed, progress=progress, told=told, chain=chain)
+            return run(scenario, seed, progress=progress, told=told, chain=chain, keep=keep)
         finally:
             over.set()
             follower.join()
