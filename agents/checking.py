@@ -117,11 +117,13 @@ def main() -> None:
     arguments = parser.parse_args()
     answer = os.dup(1)  # before the module prints
     os.dup2(2, 1)
+    from llmagentos.agents.faults import Plan
     from llmagentos.agents.loading import load
 
     try:
         loaded = load(arguments.target)
         settings = Settings.load()
+        Plan.parse(settings.faults, loaded.agents)  # a worker would refuse to start, and say so only to its log
         if arguments.provision:
             from llmagentos.agents.provision import provision
 

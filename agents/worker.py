@@ -19,8 +19,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -31,6 +32,7 @@ from yarl import URL
 from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.dead_letters import DeadLetters
+from llmagentos.agents.faults import Faults, Plan
 from llmagentos.agents.foreign import reader
 from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
@@ -47,6 +49,7 @@ from llmagentos.streams.errors import (
     TopicError,
 )
 from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
@@ -148,6 +151,7 @@ class Worker:
         """
         settings = self.settings
         self._write_status("starting")
+        plan = Plan.parse(settings.faults, self.loaded.agents)
         app = self.app = self._make_app()
         codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
         encode_event = await asyncio.to_thread(codec.writer, "llmagentos.Event", "event")
@@ -160,11 +164,13 @@ class Worker:
         try:
             await app.maybe_start_producer()
             producer: Producer = cast(Any, app.producer).core
+            self._event = partial(self._produce_event, producer, encode_event)
             journal = Journal(settings, producer, codec, writer=self.name, broken=self._broken)
             outputs = Outputs(settings, producer, codec.encode, self._clock)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
-            for agent in self.loaded.agents.values():
+            faults = self._faults(plan, outputs)
+            for agent in map(faults.around, self.loaded.agents.values()):
                 topic = agent.topic or settings.topic(f"agent.{agent.name}")
                 inbox = self._inboxes[agent.name] = _ReportingInbox(
                     agent,
@@ -183,22 +189,7 @@ class Worker:
                 attach(app, topic, inbox)
             self._consumer = cast(Consumer, app.consumer)
             await app.maybe_start()
-            self._event = lambda kind, **detail: producer.produce(
-                settings.topic("events"),
-                encode_event(
-                    {
-                        "kind": kind,
-                        "at": time.time_ns() // 1_000_000,
-                        "deployment": self.deployment,
-                        "worker": self.name,
-                        "agent": "",
-                        "conversation_id": None,
-                        "detail": detail,
-                    }
-                ),
-                self.name.encode(),
-            )
-            self._event("worker-started", version=self.loaded.version, pid=str(os.getpid()))
+            self._event("worker-started", version=self.loaded.version, pid=str(os.getpid()), faults=plan.text)
             # What is loaded now stays for good: the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -222,6 +213,47 @@ class Worker:
             self._write_status("stopped")
         if self._failure is not None:
             raise self._failure
+
+    def _produce_event(
+        self,
+        producer: Producer,
+        encode: Callable[[dict[str, Any]], bytes],
+        kind: str,
+        *,
+        about: Message | None = None,
+        agent: str = "",
+        **detail: str,
+    ) -> None:
+        conversation_id = None if about is None else about.conversation_id
+        event = {
+            "kind": kind,
+            "at": time.time_ns() // 1_000_000,
+            "deployment": self.deployment,
+            "worker": self.name,
+            "agent": agent,
+            "conversation_id": conversation_id,
+            "detail": detail,
+        }
+        producer.produce(self.settings.topic("events"), encode(event), (conversation_id or self.name).encode())
+
+    def _faults(self, plan: Plan, outputs: Outputs) -> Faults:
+        """Those that somebody switched on: none, unless the setting says so."""
+        if plan:
+            log.warning(
+                "FAULTS ARE ON, on purpose, in worker %s: %s. Messages will be delayed, fail or come twice, as that"
+                " says; without --fault and LLMAGENTOS_FAULTS a deployment has none",
+                self.name,
+                plan.text,
+            )
+
+        def duplicate(message: Message) -> None:
+            outputs.send(outputs.to_inbox(message)._replace(topic=message.topic, partition=message.partition))
+
+        def tell(fault: str, agent: str, message: Message, count: int) -> None:
+            detail = {"fault": fault, "message_id": message.message_id, "count": str(count)}
+            self._event("fault", about=message, agent=agent, **detail)
+
+        return Faults(plan, clock=self._clock, duplicate=duplicate, tell=tell)
 
     def _make_app(self) -> faust.App:
         app = self.loaded.app

@@ -19,6 +19,8 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   +-- UnknownAgent            no deployment serves an agent of that name
 |   +-- AnswerError             the asked agent answered with an error
 |   +-- AnswerTimeout           no answer came before the question's deadline
+|   +-- InjectedFault           a fault that was switched on fired
+|       +-- LostReply           as if an answer had not come in time: a TimeoutError too
 +-- DeploymentError             a deployment can't be made, found or changed
 +-- JobError                    a Spark job can't be run or found
 """
@@ -132,6 +134,14 @@ class AnswerError(AgentError):
 
 class AnswerTimeout(AgentError):
     """No answer came before the question's deadline."""
+
+
+class InjectedFault(AgentError):
+    """A fault that somebody switched on fired: nothing is wrong with the agent."""
+
+
+class LostReply(InjectedFault, TimeoutError):
+    """A fault that looks like an answer that did not come in time."""
 
 
 class DeploymentError(LLMAgentOSError):

@@ -98,6 +98,10 @@ class Settings(BaseSettings):
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."
     )
 
+    faults: str = Field(
+        "", description="Faults on purpose, for tests: `fail=0.01,delay=0.1:250ms`; see docs/howto/faults.md."
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
