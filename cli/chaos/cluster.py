@@ -56,7 +56,7 @@ for word; do
     if [ "$word" = --index ]; then index=next; fi
 done
 if [ -f {places}/"$index" ]; then place=$(cat {places}/"$index"); fi
-exec $place {python} -m llmagentos.agents.worker "$@"
+eval "exec $place "'{python} -m llmagentos.agents.worker "$@"'
 """
 
 #: A worker joins, a broker answers, a supervisor starts: seconds; this is for a machine that does much else.

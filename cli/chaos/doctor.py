@@ -60,6 +60,7 @@ NEEDS: dict[str, Need] = {
         _package("util-linux", "starting a worker in a network namespace", _program("nsenter")),
         _package("mount", "a small disk for a broker", _program("mount", "umount")),
         _package("libfaketime", "a worker whose clock is off", lambda: faketime_library() is not None),
+        Need("gcc", "a worker whose clock is off", _program("cc"), "`apt-get install gcc libc6-dev` (Debian, Ubuntu)"),
     )
 }
 

@@ -24,8 +24,9 @@ from confluent_kafka.admin import OffsetSpec
 
 from llmagentos.agents.deploying import ensure_supervisor
 from llmagentos.agents.worker import read_status
+from llmagentos.cli.chaos.clock import off_by
 from llmagentos.cli.chaos.cluster import BROKERS, SMALL_DISK, Cluster, Interrupted, Running
-from llmagentos.cli.chaos.doctor import faketime_library, lacking
+from llmagentos.cli.chaos.doctor import lacking
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import BrokerError, NodeError
 from llmagentos.streams.gate import decode_finished
@@ -202,15 +203,13 @@ def _partition(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator
         cluster.place(index, "")  # its process stays there until its end: it reaches everything
 
 
-@_fault("clock", "workers", 30, 5, "libfaketime")
+@_fault("clock", "workers", 30, 5, "libfaketime", "gcc")
 def _clock(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """One worker's clock is a minute ahead or behind."""
     off_s = rng.choice((-_CLOCK_OFF_S, _CLOCK_OFF_S))
     index = rng.choice(cluster.workers()).index
-    # Only the time of day: monotonic clocks never go wrong, and a group's sessions go by those.
-    words = f"env LD_PRELOAD={faketime_library()} FAKETIME={off_s:+d}s FAKETIME_DONT_FAKE_MONOTONIC=1"
     try:
-        victim = cluster.restart(index, f"{words} DONT_FAKE_MONOTONIC=1")
+        victim = cluster.restart(index, off_by(off_s, cluster.home))
         says = read_status(cluster.run_dir, index)
         found_s = says.started_at - time.time() if says else 0.0
         if abs(found_s - off_s) > _CLOCK_OFF_S / 2:
