@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import confluent_kafka
@@ -25,21 +26,17 @@ from faust.types import TP
 from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import RECLAIM_S, Assignment
+from llmagentos.agents.attempts import Attempts, Failed, expired
 from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import DeadLetters, describe
 from llmagentos.agents.outputs import Output, Outputs
+from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
-from llmagentos.agents.room import Room
+from llmagentos.agents.room import Room, Share
 from llmagentos.streams.dedup import identity_of
-from llmagentos.streams.errors import (
-    AnswerError,
-    AnswerTimeout,
-    NotOwner,
-    RecordError,
-    SchemaError,
-)
+from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
 from llmagentos.streams.journal import Entry
-from llmagentos.streams.lanes import Lanes
+from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal, kept, restored
 from llmagentos.streams.transport.sink import Start
@@ -83,7 +80,7 @@ class Inbox:
         committed: the committed offset of a partition.
         begin_again: has a partition delivered again from its committed offset.
         broken: told of defects of ours; ends the worker.
-        max_waiting: handlers that may wait for answers at once. They hold no room, as what they wait for needs it.
+        told: takes events.
     """
 
     def __init__(
@@ -100,6 +97,7 @@ class Inbox:
         committed: Callable[[TP], int],
         begin_again: Callable[[TP], None],
         broken: Callable[[BaseException], None],
+        told: Told,
     ) -> None:
         settings = outputs.settings
         self.agent = agent
@@ -108,7 +106,7 @@ class Inbox:
         self._answers = answers
         self._dead_letters = dead_letters
         self._journal = journal
-        self._room = room
+        self._room = Share(room)
         self._finish = finish
         self._committed = committed
         self._begin_again = begin_again
@@ -123,7 +121,11 @@ class Inbox:
         self._latest: dict[TP, Assignment] = {}  # the same, and those that went: they still know their notes
         self._replays: dict[Assignment, Replay] = {}
         self._spawned: set[asyncio.Task[None]] = set()
-        self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken)
+        # By assignments, which are partitions: one with thousands of conversations holds no other up.
+        order: Turns[_Work] = Turns(attrgetter("assignment"))
+        self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
+        self.pausing = Pausing(agent.name, told=told, changed=self._room.step_aside)
+        self._attempts = Attempts(agent, pausing=self.pausing, told_to_end=self.lanes.told_to_end, clock=self._clock)
 
     # -- what the transport calls -------------------------------------------------------------------------------
 
@@ -194,6 +196,7 @@ class Inbox:
             task.cancel()
         for assignment in list(self.owned.values()):
             self._close(assignment)
+        self.pausing.stop()
         await self.lanes.stop()
 
     async def _drain(self, gone: set[Assignment], timeout_s: float) -> None:
@@ -202,6 +205,7 @@ class Inbox:
                 replay.stop()
         for work in self.lanes.discard(lambda work: work.assignment in gone):
             self._room.give(work.size)
+        self.pausing.release(lambda work: work.assignment in gone)
         await self.lanes.settle(lambda work: work.assignment in gone, timeout_s)
 
     def _close(self, assignment: Assignment) -> None:
@@ -420,14 +424,7 @@ class Inbox:
 
     async def _fit(self, work: _Work, message: Message) -> bool:
         """Whether the message can be handled; one that can't became a dead letter."""
-        deadline = message.record["deadline"]
-        if deadline is not None and (late_s := self._clock.time() - deadline / 1000) > 0:
-            error = RecordError(
-                f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s"
-                f" before agent {self.agent.name!r} could handle it",
-                cause="expired",
-                fix="scale the deployment, or give a later deadline",
-            )
+        if error := expired(message, self.agent.name, self._clock):
             await self._bury(work, message, "expired", error, attempts=0)
             return False
         place = message.record["reply_to"]
@@ -444,51 +441,12 @@ class Inbox:
         return True
 
     async def _run(self, work: _Work, message: Message) -> list[Output] | None:
-        """Run the handler, and again where it fails; None: it failed for good, and was dealt with."""
-        agent = self.agent
-        attempt = 0
-        while True:
-            ctx = self._context(work, message, attempt)
-            limit: asyncio.Timeout | None = None
-            try:
-                if agent.timeout_s is None:
-                    result = await agent.handler(message, ctx)
-                else:
-                    async with self._clock.timeout(agent.timeout_s) as limit:
-                        result = await agent.handler(message, ctx)
-                if self.lanes.told_to_end():  # it swallowed the cancellation: its next owner handles the message
-                    return None
-                if result is not None and not ctx.replied:
-                    ctx.collect_reply(result)
-                return ctx.collected
-            except BaseException as error:
-                if isinstance(error, TimeoutError) and limit is not None and limit.expired():
-                    error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
-                # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
-                # unless that one is ours.
-                if isinstance(error, asyncio.CancelledError):
-                    if self.lanes.told_to_end():
-                        raise
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        task.uncancel()
-                # Who answered with an error has tried as often as it may: to ask again would multiply that.
-                if attempt >= agent.retries or isinstance(error, RecordError | AnswerError):
-                    await self._bury(work, message, _cause_of(error), error, attempts=attempt + 1, ctx=ctx)
-                    return None
-                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
-                log.warning(
-                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
-                    agent.name,
-                    message.message_id,
-                    message.conversation_id,
-                    attempt + 1,
-                    agent.retries + 1,
-                    pause_s,
-                    describe(error),
-                )
-                attempt += 1
-                await self._clock.sleep(pause_s)
+        """Run the handler; None: it failed for good, and was dealt with, or is its next owner's to run."""
+        ended = await self._attempts.run(work, message, partial(self._context, work, message))
+        if isinstance(ended, Failed):
+            await self._bury(work, message, ended.cause, ended.error, attempts=ended.attempts, ctx=ended.ctx)
+            return None
+        return ended
 
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
         entry = work.entry
@@ -542,12 +500,3 @@ class Inbox:
             await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
         if entry is None:
             self._done(work)
-
-
-def _cause_of(error: BaseException) -> str:
-    """The short stable word of a dead letter."""
-    if isinstance(error, RecordError):
-        return error.cause
-    if isinstance(error, TimeoutError | AnswerTimeout):
-        return "timeout"
-    return "failed"

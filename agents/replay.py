@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmagentos.agents.assignment import Assignment
-from llmagentos.agents.room import Room
+from llmagentos.agents.room import Share
 from llmagentos.streams.journal import Entry
 
 __all__ = ["Replay"]
@@ -37,7 +37,7 @@ class Replay:
         self,
         assignment: Assignment,
         put: Callable[[Entry, Mapping[str, Any]], None],
-        room: Room,
+        room: Share,
         broken: Callable[[BaseException], None],
     ) -> None:
         self._assignment = assignment

@@ -20,7 +20,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -91,6 +91,7 @@ class Status:
     started_at: float
     updated_at: float
     in_flight: int = 0
+    paused: dict[str, str] = field(default_factory=dict[str, str])  # agents whose breaker is open, and why
 
 
 def read_status(run_dir: Path, index: int) -> Status | None:
@@ -184,6 +185,7 @@ class Worker:
                     committed=lambda tp: self._consumer.committed(tp),
                     begin_again=lambda tp: self._consumer.begin_again(tp),
                     broken=self._broken,
+                    told=partial(self._event, agent=agent.name),
                     owned_changed=self._owned_changed,
                 )
                 attach(app, topic, inbox)
@@ -207,6 +209,8 @@ class Worker:
                 await app.stop()
             for inbox in self._inboxes.values():
                 await inbox.stop()
+            for agent in self.loaded.agents.values():
+                await agent.close()
             if journal is not None:
                 await journal.stop()
             await answers.stop()
@@ -331,6 +335,7 @@ class Worker:
         status.state = state
         status.updated_at = time.time()
         status.in_flight = sum(inbox.lanes.running for inbox in self._inboxes.values())
+        status.paused = {name: reason for name, inbox in self._inboxes.items() if (reason := inbox.pausing.reason)}
         if self._status_file is None:
             return
         fresh = self._status_file.with_suffix(".tmp")

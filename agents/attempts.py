@@ -1,0 +1,151 @@
+"""Attempts: how the handler of one message is run: within its limit, again where it failed, and after a pause.
+
+What ends here is either what the handler said, or the failure that its message is to be parked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmagentos.agents.agent import Agent
+from llmagentos.agents.context import Context
+from llmagentos.agents.dead_letters import describe
+from llmagentos.agents.outputs import Output
+from llmagentos.agents.pausing import Pausing
+from llmagentos.streams.clock import Clock
+from llmagentos.streams.errors import AnswerError, AnswerTimeout, RecordError
+from llmagentos.streams.message import Message
+
+__all__ = ["Attempts", "Failed", "expired"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Failed:
+    """A message that was tried as often as it may be.
+
+    Attributes:
+        ctx: of the last attempt.
+    """
+
+    error: BaseException
+    attempts: int
+    ctx: Context
+
+    @property
+    def cause(self) -> str:
+        """The short stable word of a dead letter."""
+        if isinstance(self.error, RecordError):
+            return self.error.cause
+        return "timeout" if isinstance(self.error, TimeoutError | AnswerTimeout) else "failed"
+
+
+def expired(message: Message, agent: str, clock: Clock) -> RecordError | None:
+    """The error of a message whose deadline has passed; None: it has not."""
+    deadline = message.record["deadline"]
+    if deadline is None or deadline >= clock.time() * 1000:
+        return None
+    late_s = clock.time() - deadline / 1000
+    return RecordError(
+        f"message {message.message_id} of conversation {message.conversation_id} expired {late_s:.1f} s before agent"
+        f" {agent!r} could handle it",
+        cause="expired",
+        fix="scale the deployment, or give a later deadline",
+    )
+
+
+class Attempts:
+    """Runs the handler of one agent in one worker.
+
+    Args:
+        told_to_end: whether the running task was cancelled because its partition goes to another worker.
+    """
+
+    def __init__(self, agent: Agent, *, pausing: Pausing, told_to_end: Callable[[], bool], clock: Clock) -> None:
+        self._agent = agent
+        self._pausing = pausing
+        self._told_to_end = told_to_end
+        self._clock = clock
+
+    async def run(
+        self, work: object, message: Message, context: Callable[[int], Context]
+    ) -> list[Output] | Failed | None:
+        """Run the handler until it succeeds or was tried as often as it may be.
+
+        Args:
+            work: what *message* is to those who call :meth:`Pausing.release`.
+            context: makes the context of an attempt; counted from 0.
+
+        Returns:
+            what it said; None: the message is its next owner's to handle.
+        """
+        agent, pausing, clock = self._agent, self._pausing, self._clock
+        attempt = 0
+        while True:
+            ctx = context(attempt)
+            turn = pausing.admit()
+            if turn is None:
+                turn = await pausing.turn(work)
+                if turn is None:
+                    return None
+                if error := expired(message, agent.name, clock):
+                    pausing.abandoned(turn)
+                    return Failed(error, attempt, ctx)
+            limit: asyncio.Timeout | None = None
+            try:
+                if agent.timeout_s is None:
+                    result = await agent.handler(message, ctx)
+                else:
+                    async with clock.timeout(agent.timeout_s) as limit:
+                        result = await agent.handler(message, ctx)
+                if self._told_to_end():  # it swallowed the cancellation: its next owner handles the message
+                    pausing.abandoned(turn)
+                    return None
+                if result is not None and not ctx.replied:
+                    ctx.collect_reply(result)
+                pausing.succeeded(turn)
+                return ctx.collected
+            except BaseException as error:
+                if isinstance(error, TimeoutError) and limit is not None and limit.expired():
+                    error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
+                # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
+                # unless that one is ours.
+                if isinstance(error, asyncio.CancelledError):
+                    if self._told_to_end():
+                        pausing.abandoned(turn)
+                        raise
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        task.uncancel()
+                if isinstance(error, RecordError):  # the message is to blame, or what was made of it
+                    pausing.abandoned(turn)
+                    return Failed(error, attempt + 1, ctx)
+                # Who answered with an error has tried as often as it may: to ask again would multiply that.
+                final = attempt >= agent.retries or isinstance(error, AnswerError)
+                if pausing.failed(turn, error, message.conversation_id, final=final):
+                    log.warning(
+                        "agent %s failed message %s of conversation %s, which is kept until others succeed: %s",
+                        agent.name, message.message_id, message.conversation_id, describe(error),
+                    )  # fmt: skip
+                    attempt = 0
+                    continue
+                if final:
+                    return Failed(error, attempt + 1, ctx)
+                pause_s = min(agent.backoff_s * 2**attempt, agent.backoff_max_s) * random.uniform(0.8, 1.2)
+                log.warning(
+                    "agent %s failed message %s of conversation %s (attempt %d of %d, again in %.1f s): %s",
+                    agent.name,
+                    message.message_id,
+                    message.conversation_id,
+                    attempt + 1,
+                    agent.retries + 1,
+                    pause_s,
+                    describe(error),
+                )
+                attempt += 1
+                await clock.sleep(pause_s)
