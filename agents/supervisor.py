@@ -40,10 +40,11 @@ __all__ = ["EXIT_IMPORT", "EXIT_REFUSED", "Supervisor", "main"]
 #: and somebody may mend what it refused (a topic, an ACL), so that it is tried again at the longest wait.
 EXIT_IMPORT, EXIT_REFUSED = 3, 4
 
-#: Wait before a crashed worker starts again: doubled with each crash in a row, up to the most, times a random
-#: factor of 0.5 to 1.5 so that workers felled together don't come back together (kubelet: 10 s, doubled, up to
-#: 5 min; here a start costs a second or two, not an image). A crash after it ran this long counts as the first.
-BACKOFF_S, BACKOFF_MAX_S, RAN_WELL_S = 0.5, 30.0, 60.0
+#: Wait before a worker that crashed again starts again: none after the first crash, then doubled with each in a row,
+#: up to the most, times a random factor of 0.5 to 1.5 so that workers felled together don't come back together
+#: (kubelet: 10 s, doubled, up to 5 min; here a start costs a second or two, not an image). A crash after it ran this
+#: long counts as the first: ten starts, so that one that crashes for ever costs a tenth of a core at most.
+BACKOFF_S, BACKOFF_MAX_S, RAN_WELL_S = 0.5, 30.0, 15.0
 
 #: A worker told to leave is killed this long after its drain timeout: it also commits and leaves its group.
 LEAVE_S = 5.0
@@ -92,11 +93,13 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
+        mine = (signal.SIGHUP, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.getsignal(number) for number in mine}
         before_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         self._selector.register(ours, selectors.EVENT_READ)
         try:
             signal.signal(signal.SIGHUP, lambda *_: None)  # only wakes; before the lock says whom to wake
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes too, where there are no pidfds: see _watch
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             if not self._take_lock():
@@ -290,7 +293,9 @@ class Supervisor:
             log.error("%s worker %d: %s; tried again in %.0f s", name, worker.index, how, worker.due - now)
             return
         worker.crashes = 1 if ran_s >= RAN_WELL_S else worker.crashes + 1
-        wait_s = min(BACKOFF_S * 2 ** (min(worker.crashes, 32) - 1), BACKOFF_MAX_S) * random.uniform(0.5, 1.5)
+        wait_s = 0.0
+        if worker.crashes > 1:
+            wait_s = min(BACKOFF_S * 2 ** (min(worker.crashes, 32) - 2), BACKOFF_MAX_S) * random.uniform(0.5, 1.5)
         worker.state, worker.due = "waiting", now + wait_s
         log.warning("%s worker %d: %s; starts again in %.1f s", name, worker.index, how, wait_s)
 
@@ -433,7 +438,8 @@ class Supervisor:
     # -- death watch -------------------------------------------------------------------------------------------
 
     def _watch(self, pid: int) -> None:
-        """Wake up when *pid* ends, be it our child or adopted (pidfd_open(2); elsewhere the loop looks anyway)."""
+        """Wake up when *pid* ends, be it our child or adopted (pidfd_open(2); elsewhere SIGCHLD wakes for children,
+        and others are looked at each second)."""
         if hasattr(os, "pidfd_open"):
             with suppress(ProcessLookupError):
                 descriptor = os.pidfd_open(pid)

@@ -71,11 +71,11 @@ class Settings(BaseSettings):
         description="After this an unacknowledged send is an error (Kafka's delivery.timeout.ms).",
     )
     session_timeout_ms: int = Field(
-        3_000,
+        1_000,
         ge=500,
-        description="A silent worker loses its partitions after this; the broker's minimum wins.",
+        description="A silent worker loses its partitions after this, or after the broker's minimum if that is longer.",
     )
-    heartbeat_interval_ms: int = Field(500, ge=100, description="Must be under a third of the session timeout.")
+    heartbeat_interval_ms: int = Field(200, ge=100, description="Must be under a third of the session timeout.")
     commit_interval_ms: int = Field(200, ge=10, description="How often finished offsets are committed.")
     drain_timeout_s: float = Field(
         10.0, gt=0, description="What a worker in a rebalance, or told to stop, waits for its handlers."

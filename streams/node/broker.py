@@ -274,9 +274,9 @@ def properties(broker: Broker, voters: Sequence[Broker], extra: Mapping[str, str
         "group.initial.rebalance.delay.ms": "0",
         "group.min.session.timeout.ms": "500",
         "group.consumer.min.session.timeout.ms": "500",
-        "group.consumer.session.timeout.ms": "3000",
+        "group.consumer.session.timeout.ms": "1000",
         "group.consumer.min.heartbeat.interval.ms": "100",
-        "group.consumer.heartbeat.interval.ms": "500",
+        "group.consumer.heartbeat.interval.ms": "200",
         # A killed broker is let in again only when its old session has ended: by default 9 s.
         "broker.session.timeout.ms": "3000",
         "broker.heartbeat.interval.ms": "500",

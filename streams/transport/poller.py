@@ -31,6 +31,7 @@ from faust.types import TP
 
 from llmagentos.streams.errors import AccessError, BrokerError, LLMAgentOSError, OffsetLost
 from llmagentos.streams.gate import decode_finished, decode_note
+from llmagentos.streams.transport.session import longer_session
 
 __all__ = ["Offsets", "Owner", "Poller", "Start", "insist"]
 
@@ -53,9 +54,6 @@ REQUEST_S = 10.0
 #: The same error of a consumer is logged again after this.
 SAY_AGAIN_S = 30.0
 REQUESTS_S = 60.0
-#: The lowest session timeout of a broker with stock settings (group.min.session.timeout.ms), milliseconds.
-STOCK_SESSION_MS = 6_000
-
 #: Offset and metadata to commit, by partition.
 Offsets = Mapping[TP, tuple[int, str]]
 
@@ -350,7 +348,8 @@ class Poller:
                 fix="check the user, and that ACLs let it read the topics and the group "
                 f"{self._config.get('group.id')!r}",
             )
-        if code == KafkaError.INVALID_SESSION_TIMEOUT and self._lower_bound():
+        if code == KafkaError.INVALID_SESSION_TIMEOUT:
+            self._ask_for_more()
             return
         if error.fatal():
             raise BrokerError(f"the Kafka consumer failed for good: {error.str()}", fix="start the worker again")
@@ -360,20 +359,12 @@ class Poller:
             self._said[code] = now
             log.warning("Kafka: %s %s", place, error.str())
 
-    def _lower_bound(self) -> bool:
-        """The broker takes no session timeout as low as ours: use the lowest of a stock broker."""
-        if self._config.get("session.timeout.ms", STOCK_SESSION_MS) >= STOCK_SESSION_MS:
-            return False
-        log.warning(
-            "the broker permits no session timeout of %s ms; %s ms is used, so a killed worker is replaced later",
-            self._config["session.timeout.ms"],
-            STOCK_SESSION_MS,
-        )
-        self._config = self._config | {"session.timeout.ms": STOCK_SESSION_MS, "heartbeat.interval.ms": 2_000}
+    def _ask_for_more(self) -> None:
+        """The broker takes no session timeout as low as ours: join again with the lowest that it permits."""
+        self._config = longer_session(self._config)
         old, self._consumer = self._consumer, confluent_kafka.Consumer(self._config)
         old.close()
         self._subscribe()
-        return True
 
     # -- rebalances, in the poll thread -------------------------------------------------------------------------
 

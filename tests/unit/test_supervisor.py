@@ -126,7 +126,8 @@ def test_crashed_worker_comes_back_at_once_when_adopted_or_own(house: House) -> 
     killed_at = time.time()
     (after,) = house.until(lambda ws: ws[0].restarts == 1 and ws[0].state == "running")
     assert "SIGKILL" in after.reason
-    assert after.started_at - killed_at < 1.5  # at most 0.75 s of backoff, the rest is a slow machine
+    assert after.crashes == 1
+    assert after.started_at - killed_at < 0.5  # no backoff, and no second until it is looked at; a busy machine is slow
 
     os.kill(house.supervisor().pid, signal.SIGKILL)
     wait(lambda: house.deployments.supervisor() is None)
@@ -139,7 +140,7 @@ def test_crashed_worker_comes_back_at_once_when_adopted_or_own(house: House) -> 
     assert "exit status is unknown" in again.reason
 
 
-def test_backoff_grows_and_jitters(house: House) -> None:
+def test_backoff_begins_with_the_second_crash_grows_and_jitters(house: House) -> None:
     house.want(exit=1, starting=True, say="about to fail")
     waits: dict[int, float] = {}
 
@@ -149,10 +150,10 @@ def test_backoff_grows_and_jitters(house: House) -> None:
                 waits[worker.crashes] = worker.due - worker.since
         return len(waits) >= times
 
-    (worker,) = house.until(lambda ws: crashed(ws, 3))
-    assert 0.25 <= waits[1] <= 0.75
-    assert 0.5 <= waits[2] <= 1.5
-    assert 1.0 <= waits[3] <= 3.0
+    (worker,) = house.until(lambda ws: crashed(ws, 2))
+    assert set(waits) == {2, 3}
+    assert 0.25 <= waits[2] <= 0.75
+    assert 0.5 <= waits[3] <= 1.5
     assert worker.exit_code == 1
     assert "about to fail\ngiving up" in worker.reason
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,7 +17,6 @@ from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
 from llmagentos.streams.admin import ensure_topics
-from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.journal import SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal
@@ -147,81 +145,3 @@ async def test_a_partition_lost_and_regained_is_not_undone_by_its_own_drain(hand
         while len(hands.finished) < 2:
             await asyncio.sleep(0.005)
     assert sorted(hands.finished) == [1, 2]
-
-
-async def test_committed_offsets_never_fall_while_workers_with_slow_handlers_come_and_go(
-    deploy, settings: Settings
-) -> None:
-    source = """
-        import asyncio
-        from llmagentos.agents import agent
-
-        @agent("slow")
-        async def slow(message, ctx):
-            await asyncio.sleep(int(message.text) / 1000)
-            return message.text
-    """
-    from llmagentos.agents.testing.run import running
-
-    first = await deploy(source)
-    stop = asyncio.Event()
-
-    async def feed() -> int:
-        sent = 0
-        codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
-        async with Producer(settings, codec) as producer:
-            while not stop.is_set():
-                for _ in range(20):
-                    ms = 1_000 + sent * 37 % 3_000
-                    await producer.send(Message.create(str(ms), to="slow", conversation=f"c{sent % 400}"))
-                    sent += 1
-                await asyncio.sleep(0.2)
-        return sent
-
-    feeding = asyncio.create_task(feed())
-    try:
-        for index in (1, 2):
-            async with running(type(first)(first.settings, first.deployment, first.loaded, index=index)):
-                await asyncio.sleep(3)  # not a wait for a condition, but the load under which it must hold
-    finally:
-        stop.set()
-        sent = await feeding
-    assert sent > 100
-    commits = await asyncio.to_thread(committed_offsets, settings, first.deployment)
-    assert sum(map(len, commits.values())) > 20
-    falls = {place: offsets for place, offsets in commits.items() if offsets != sorted(offsets)}
-    assert falls == {}
-
-
-def committed_offsets(settings: Settings, group: str) -> dict[tuple[str, int], list[int]]:
-    """Every offset that *group* ever committed, in order, from the topic in which Kafka keeps them.
-
-    The layout is that of Kafka's OffsetCommitKey and OffsetCommitValue (group-coordinator, version 1 and 3).
-    """
-    topic = "__consumer_offsets"
-    consumer = confluent_kafka.Consumer(
-        client_config(settings, group_id="watcher", enable_auto_commit=False, enable_partition_eof=True)
-    )
-    found: dict[tuple[str, int], list[int]] = {}
-    try:
-        left = set(consumer.list_topics(topic, 10).topics[topic].partitions)
-        consumer.assign([confluent_kafka.TopicPartition(topic, partition, 0) for partition in left])
-        while left:
-            record = consumer.poll(10)
-            assert record is not None
-            if record.error() is not None:
-                left.discard(record.partition())
-                continue
-            key, value = record.key(), record.value()
-            (version,) = struct.unpack_from(">h", key)
-            if version > 1 or value is None:
-                continue
-            size = struct.unpack_from(">h", key, 2)[0]
-            name, rest = key[4 : 4 + size].decode(), key[4 + size :]
-            size = struct.unpack_from(">h", rest)[0]
-            place = (rest[2 : 2 + size].decode(), struct.unpack_from(">i", rest, 2 + size)[0])
-            if name == group:
-                found.setdefault(place, []).append(struct.unpack_from(">q", value, 2)[0])
-    finally:
-        consumer.close()
-    return found
