@@ -6,9 +6,14 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llmagentos.agents.testing.run import running
+from llmagentos.streams import ownership
 from llmagentos.streams.admin import Admin
-from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.delivery import Delivery
+from llmagentos.streams.gate import decode_note
+from llmagentos.streams.journal import SUBJECT, Note
 from llmagentos.streams.message import Message, child_id
 from llmagentos.streams.producer import MESSAGE_ID, Producer
 from llmagentos.streams.registry import open_registry
@@ -16,7 +21,7 @@ from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
 
 from .reading import read_topic
-from .test_parking import until
+from .test_parking import Ward, until
 
 BLANK: dict[str, Any] = {
     "claim": -1, "writer": "test", "at": 0, "offset": -1, "conversation_id": "", "message_id": "", "cause": "",
@@ -24,15 +29,15 @@ BLANK: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def write(settings: Settings, agent: str, partition: int, **fields: Any) -> int:
-    """Append a journal record; its offset."""
+async def write(settings: Settings, agent: str, partition: int, *, times: int = 1, **fields: Any) -> int:
+    """Append a journal record, perhaps several times; the last one's offset."""
     codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
     encode = await asyncio.to_thread(codec.writer, SUBJECT, "journal")
     async with Producer(settings) as producer:
-        from llmagentos.streams.delivery import Delivery
-
         topic = settings.topic(f"journal.{agent}")
-        return (await producer.post(topic, encode({**BLANK, **fields}), None, partition, kind=Delivery)).offset
+        value = encode({**BLANK, **fields})
+        sent = [producer.post(topic, value, None, partition, kind=Delivery) for _ in range(times)]
+        return (await sent[-1]).offset
 
 
 async def send(settings: Settings, agent: str, conversation: str, *texts: str) -> list[str]:
@@ -177,3 +182,35 @@ async def test_a_question_that_was_answered_before_its_asker_went_is_not_lost(
         (reply,) = await read_topic(settings, "replies", 1)
     assert reply.text == "the answer is 42"
     assert handled(answered) == ["why"]
+
+
+async def test_a_journal_is_cleaned_and_the_next_owner_reads_only_its_end(
+    deploy, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "CLEAN_RECORDS", 20)
+    monkeypatch.setattr(ownership, "CLEAN_S", 0.1)
+    ward = Ward(settings, tmp_path)
+    worker = await deploy(ward.source, partitions=1)
+    await ward.send("a", "1 poison", "2", "3")
+
+    async def states(wanted: list[str]) -> bool:
+        return await ward.states("a") == wanted
+
+    await until(lambda: states(["parked", "held", "held"]))
+    inbox = settings.topic("agent.doctor")
+
+    def low() -> int:
+        ((_, text),) = Admin(settings).commits(worker.deployment, [inbox]).values()
+        return Note.parse(decode_note(text)).low
+
+    # Records of one that lost the partition: they count for nothing, and make the journal long.
+    await write(settings, "doctor", 0, times=40, kind="sent", claim=-1, refers=0)
+    await ward.send("c", "1")  # so that something is committed
+    await until(lambda: low() > 20)
+    assert await ward.states("a") == ["parked", "held", "held"]
+    (ward.folder / "ill").unlink()
+    async with running(type(worker)(worker.settings, worker.deployment, worker.loaded, index=1)):
+        worker.stop()
+        await until(lambda: worker.state == "stopped")
+        await ward.command("redrive", "a")
+        await until(lambda: ward.handled("a") == ["1 poison", "2", "3"])
