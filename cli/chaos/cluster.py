@@ -8,6 +8,7 @@ through a line of shell that can put it into that namespace, or under another cl
 from __future__ import annotations
 
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -243,6 +244,17 @@ class Cluster:
         )
         self.name = wanted.name
 
+    def renew(self, prefix: str) -> None:
+        """End the deployment, if there is one; the next one has topics of its own, behind *prefix*."""
+        self._interrupted.clear()
+        if self.name:
+            deploying.undeploy(self.settings, self.name)
+            self.name = ""
+        for path in self._places.iterdir():
+            path.unlink()
+        self._named["prefix"] = prefix
+        self.settings = self.settings.model_copy(update={"prefix": prefix})
+
     def workers(self) -> list[Running]:
         """The workers that serve now, by index."""
         deployments = Deployments(self.home)
@@ -256,6 +268,12 @@ class Cluster:
                 assigned = tuple((topic, int(partition)) for topic, _, partition in places)
                 found.append(Running(record.index, record.process, status.in_flight, assigned))
         return found
+
+    def any_worker(self, rng: random.Random) -> Running:
+        """One of the workers that serve, as soon as one does."""
+        serving: list[Running] = []
+        self.until(lambda: serving.extend(self.workers()) or serving, "a worker that serves")
+        return rng.choice(serving)
 
     def whole(self) -> bool:
         """Whether just the workers that are wanted serve."""

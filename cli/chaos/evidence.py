@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,8 +195,8 @@ def _place(record: confluent_kafka.Message) -> tuple[int, int, int]:
     return record.partition() or 0, record.offset() or 0, record.timestamp()[1]
 
 
-def _header_id(headers: Iterable[tuple[str, Any]]) -> str:
-    found: bytes | None = dict(headers).get(MESSAGE_ID)
+def _header_id(headers: Any) -> str:
+    found: bytes | None = dict(headers or ()).get(MESSAGE_ID)
     return (found or b"").decode(errors="replace")
 
 
@@ -204,7 +204,7 @@ def _arrival(codec: Codec, record: confluent_kafka.Message) -> Arrival:
     try:
         message = codec.read(record)
     except RecordError:
-        header_id = _header_id(list(record.headers() or ()))
+        header_id = _header_id(record.headers())
         key = (_bytes(record.key()) or b"").decode(errors="replace")
         return Arrival(*_place(record), header_id, key, header_id, -1, None, decodable=False)
     work = message.json()

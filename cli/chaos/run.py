@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -90,14 +91,16 @@ def run(
     chain: Path = CHAIN,
     keep: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    cluster: Cluster | None = None,
 ) -> Outcome:
-    """Run one scenario in a cluster of its own, which is gone afterwards.
+    """Run one scenario.
 
     Args:
         told: called with each fault as it happens, from other threads.
         chain: the file that is deployed.
         keep: a folder for the input, the ledger and the logs; None: they go with the cluster.
         environment: of the workers, beside what they need.
+        cluster: one that runs, and goes on, with topics of this run's own; None: one that is gone afterwards.
     """
     outcome = Outcome(scenario, seed)
     progress = progress or Progress()
@@ -107,7 +110,7 @@ def run(
         outcome.trouble = "could not run: " + "; ".join(needs)
         return outcome
     try:
-        _Run(outcome, progress, told, chain, keep, environment or {}).run()
+        _Run(outcome, progress, told, chain, keep, environment or {}).run(cluster)
     except LLMAgentOSError as error:
         outcome.trouble = f"could not run: {error}"
     outcome.whole_s = time.monotonic() - started
@@ -133,42 +136,50 @@ class _Run:
         self.environment = environment
         self.memory: dict[int, list[tuple[float, int]]] = {}
 
-    def run(self) -> None:
-        scenario, outcome = self.scenario, self.outcome
-        self.progress.doing = "starting the cluster"
+    def run(self, running: Cluster | None) -> None:
+        if running is not None:
+            return self._in(running)
+        self._say("starting the cluster")
         with Cluster(say=self._say) as cluster:
-            self.cluster = cluster
-            lines = make_input(scenario, outcome.seed, data_folder())
-            write_input(cluster.home / "input.ndjson", lines)
-            self.progress.total = len({line.id for line in lines})
-            mended = cluster.home / "mended"
-            with self._kept(cluster.home), self._ledger(cluster.home) as socket:
-                self._topics(cluster.settings)
-                named = {LEDGER: str(socket), MENDED: str(mended)}
-                cluster.deploy(self.chain, scenario.workers, {**named, **self.environment})
-                with self._watched():
-                    started = time.monotonic()
-                    outcome.started_at = time.time()
-                    production = self._under_faults(lines)
-                    self._say("waiting until all work is done or kept")
+            return self._in(cluster)
+
+    def _in(self, cluster: Cluster) -> None:
+        scenario, outcome = self.scenario, self.outcome
+        self.cluster = cluster
+        cluster.renew(f"{scenario.name}-{uuid.uuid4().hex[:6]}.")
+        home = self.home = cluster.home / cluster.settings.prefix.rstrip(".")
+        home.mkdir()
+        lines = make_input(scenario, outcome.seed, data_folder())
+        write_input(home / "input.ndjson", lines)
+        self.progress.total = len({line.id for line in lines})
+        mended = home / "mended"
+        with self._kept(), self._ledger() as socket:
+            self._topics(cluster.settings)
+            named = {LEDGER: str(socket), MENDED: str(mended)}
+            cluster.deploy(self.chain, scenario.workers, {**named, **self.environment})
+            with self._watched():
+                started = time.monotonic()
+                outcome.started_at = time.time()
+                production = self._under_faults(lines)
+                self._say("waiting until all work is done or kept")
+                self._settle()
+                if any(line.poison for line in lines):
+                    self._say("mending what failed, and redriving")
+                    mended.touch()
+                    self._redrive()
                     self._settle()
-                    if any(line.poison for line in lines):
-                        self._say("mending what failed, and redriving")
-                        mended.touch()
-                        self._redrive()
-                        self._settle()
-                    outcome.seconds = time.monotonic() - started
-                if production.failure is not None:
-                    outcome.trouble = f"the input could not be produced: {production.failure}"
-                evidence = collect(cluster.settings, cluster.name, self.ledger, self.memory, self._say)
-            self._say("judging")
-            outcome.verdict = judge(
-                list(read_input(cluster.home / "input.ndjson")),
-                evidence,
-                acknowledged=(line.id for line in production.acknowledged),
-                redelivers=scenario.redelivers,
-                topics={agent: cluster.settings.topic(f"agent.{agent}") for agent in AGENTS},
-            )
+                outcome.seconds = time.monotonic() - started
+            if production.failure is not None:
+                outcome.trouble = f"the input could not be produced: {production.failure}"
+            evidence = collect(cluster.settings, cluster.name, self.ledger, self.memory, self._say)
+        self._say("judging")
+        outcome.verdict = judge(
+            list(read_input(home / "input.ndjson")),
+            evidence,
+            acknowledged=(line.id for line in production.acknowledged),
+            redelivers=scenario.redelivers,
+            topics={agent: cluster.settings.topic(f"agent.{agent}") for agent in AGENTS},
+        )
 
     def _say(self, text: str) -> None:
         self.progress.doing = text
@@ -176,11 +187,11 @@ class _Run:
     # -- around it
 
     @contextmanager
-    def _ledger(self, home: Path) -> Generator[Path]:
+    def _ledger(self) -> Generator[Path]:
         """The ledger's process; gives its socket."""
-        socket, self.ledger = home / "ledger.sock", home / "ledger.ndjson"
+        socket, self.ledger = self.home / "ledger.sock", self.home / "ledger.ndjson"
         self.ledger.touch()
-        with (home / "logs" / "ledger.log").open("wb") as log:
+        with (self.home / "ledger.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger)],
                 stdin=subprocess.DEVNULL,
@@ -196,7 +207,7 @@ class _Run:
             process.wait()
 
     @contextmanager
-    def _kept(self, home: Path) -> Generator[None]:
+    def _kept(self) -> Generator[None]:
         """Copy what tells of a run to where it is to be kept."""
         try:
             yield
@@ -205,9 +216,10 @@ class _Run:
                 folder = self.keep / f"{self.scenario.name}-{self.outcome.seed}"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-                for pattern in ("*.ndjson", "logs/*.log", "deployments/*.log", "deployments/*/*.log*"):
-                    for path in home.glob(pattern):
-                        shutil.copy2(path, folder / path.name)
+                logs = ("logs/*.log", "deployments/*.log", "deployments/*/*.log*")
+                found = [path for pattern in logs for path in self.cluster.home.glob(pattern)]
+                for path in (*self.home.glob("*.ndjson"), *found):
+                    shutil.copy2(path, folder / path.name)
 
     def _topics(self, settings: Settings) -> None:
         """The agents' topics before they are deployed, stamped by the brokers' clocks: see evidence.py."""
