@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
     from llmagentos.agents.deployment import Deployment, WorkerRecord
     from llmagentos.agents.listing import Listed, ListedWorker
     from llmagentos.agents.logs import Line, Places
+    from llmagentos.streams.settings import Settings
 
-__all__ = ["register", "watching"]
+__all__ = ["FaultOption", "environment_with", "register", "watching"]
+
+FaultOption: list[str] = typer.Option(
+    (),
+    "--fault",
+    metavar="KIND=RATE",
+    help="Do this to its messages, on purpose: fail=0.01, delay=0.1:250ms, duplicate=0.01, reply-lost=0.01; seed=7.",
+)
 
 #: Told apart at a glance, on dark and light backgrounds; a worker keeps its colour while its index stays.
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
@@ -53,6 +62,7 @@ def deploy(
         None, "--workers", "-w", min=1, max=1_000, help="Processes; by default as many as it has, or one."
     ),
     timeout: float = typer.Option(120.0, min=1, help="Seconds without any change after which to give up."),
+    fault: list[str] = FaultOption,
     output: Output = OutputOption,
 ) -> None:
     """Run the agents of a module, or roll out its present code.
@@ -65,17 +75,21 @@ def deploy(
         llmagentos deploy hello.py
 
         llmagentos deploy shop.agents --name shop --workers 4
+
+        llmagentos deploy hello.py --fault fail=0.01 --fault delay=0.1:250ms
     """
     from llmagentos.agents import deploying
     from llmagentos.streams.settings import Settings
 
     settings = Settings.load()
+    environment = environment_with(fault, settings)
     with watching(f"importing {target}", output) as (say, watch):
         done = deploying.deploy(
             settings,
             target,
             name=name,
             workers=workers,
+            environment=environment,
             timeout_s=timeout,
             checked=lambda found: say(f"starting {len(found.agents)} agent{'s' * (len(found.agents) != 1)}"),
             watch=watch,
@@ -320,6 +334,26 @@ def _progress(wanted: Deployment, workers: list[WorkerRecord]) -> str:
     if count := sum(w.state == "draining" for w in workers):
         parts.append(f"{count} draining")
     return f"{wanted.name}: {', '.join(parts)}"
+
+
+def environment_with(faults: list[str], settings: Settings) -> Mapping[str, str]:
+    """The environment for workers: this process', with the faults that a person switches on, who is told so.
+
+    Raises:
+        SettingsError: they are no faults.
+    """
+    from rich.markup import escape
+
+    from llmagentos.agents.faults import Plan
+    from llmagentos.cli.output import errors
+
+    plan = Plan.parse(",".join(faults) or settings.faults)
+    if plan:
+        errors.print(
+            f"[bold red]faults are on[/]: {escape(plan.text)}; to switch them off, deploy again without --fault"
+            " and LLMAGENTOS_FAULTS"
+        )
+    return os.environ | {"LLMAGENTOS_FAULTS": plan.text}
 
 
 def _print_deployed(deployment: Deployment, output: Output) -> None:

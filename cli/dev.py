@@ -9,12 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from llmagentos.cli.deploy import FaultOption, environment_with
 
 if TYPE_CHECKING:
     from llmagentos.agents.checking import Checked
@@ -42,6 +44,7 @@ def dev(
     target: str = typer.Argument(..., metavar="MODULE_OR_FILE", help="A Python file, or a dotted name."),
     agent: str | None = typer.Option(None, "--agent", "-a", help="Whom to talk to; by default the first agent."),
     name: str | None = typer.Option(None, "--name", "-n", help="Of the deployment; by default the module's."),
+    fault: list[str] = FaultOption,
 ) -> None:
     """Write an agent: deploy it, load it anew on every save, and talk to it.
 
@@ -53,21 +56,25 @@ def dev(
         llmagentos dev hello.py
 
         llmagentos dev shop.agents --agent clerk
+
+        llmagentos dev hello.py --fault fail=0.3
     """
     from llmagentos.streams.settings import Settings
 
-    session = _Session(Settings.load(), target, name)
+    settings = Settings.load()
+    session = _Session(settings, target, name, environment_with(fault, settings))
     session.start()
     asyncio.run(session.run(agent))
 
 
 class _Session:
-    def __init__(self, settings: Settings, target: str, name: str | None) -> None:
+    def __init__(self, settings: Settings, target: str, name: str | None, environment: Mapping[str, str]) -> None:
         from llmagentos.agents.deployment import Process
 
         self.settings = settings
         self.target = target
         self.name = name
+        self.environment = environment
         self.owner = Process.this()
         self.checked: Checked | None = None
         self.deployment: Deployment
@@ -103,6 +110,7 @@ class _Session:
             name=self.name,
             workers=1,
             owner=self.owner,
+            environment=self.environment,
             checked=note,
             watch=watch,
         )

@@ -1,29 +1,42 @@
-"""The tutorial works as typed: its files are made, and its commands run, one after the other, in an empty folder."""
+"""Tutorials and how-tos work as typed: their files are made, their commands run, in order, in an empty folder."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
+DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"```(\w+)([^\n]*)\n(.*?)```", re.DOTALL)
 
-#: What a block's output must hold, by a part of its text.
-EXPECTED = {
+#: By page: what a block's output must hold, by a part of the block's text.
+FIRST = {
     "ask greeter": ["Hello, Ada!"],
     "ask desk tea": ["One tea is 3 euro.", "prices"],
     "produce --to desk": ["4"],
     "--conversation ada": ["One coffee is 4 euro."],
     "dead.prices": ["KeyError", "cake"],
     "job run analytics": ["report"],
+}
+KILL = {
+    "deploy till.py": ["till runs with 2 workers"],
+    "kill -9": ["3,000"],
+    "ps till\n": ["running"],
+    "python check.py": ["none lost, none twice, all in order"],
+    "--conversation account-7": ["payment 1 booked", "payment 30 booked"],
+}
+FAULTS = {
+    "--fault fail=0.3": ["faults are on: fail=0.3,duplicate=0.2,seed=7", "Hello, Eve!", "FAULTS ARE ON, on purpose"],
+    "deploy hello.py\n": ["hello runs with 1 worker"],
 }
 
 
@@ -42,28 +55,64 @@ def shell() -> Iterator[dict[str, str]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-@pytest.mark.spark
-@pytest.mark.timeout(600)
-def test_the_tutorial_runs_as_typed(shell: dict[str, str], tmp_path: Path) -> None:
-    ran = 0
-    for kind, rest, text in BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")):
+def follow(page: str, shell: dict[str, str], folder: Path, expected: dict[str, list[str]]) -> dict[str, str]:
+    """Do what *page* says in *folder*; what was printed, by the parts of blocks in *expected*."""
+    heard: dict[str, str] = {}
+    for kind, rest, text in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
         if name := re.search(r"file=(\S+)", rest):
-            (tmp_path / name[1]).write_text(text, encoding="utf-8")
+            (folder / name[1]).write_text(text, encoding="utf-8")
         elif kind == "sh":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", text],
-                cwd=tmp_path,
-                env=shell,
-                capture_output=True,
-                text=True,
-                timeout=240,
-                check=False,
-            )
-            said = done.stdout + done.stderr
-            assert done.returncode == 0, f"{text}\nended with {done.returncode}:\n{said}"
-            for part, words in EXPECTED.items():
+            said = typed(text, shell, folder)
+            for part, words in expected.items():
                 if part in text:
                     assert all(word in said for word in words), f"{text}\nsaid:\n{said}"
-                    ran += 1
-    assert ran == len(EXPECTED)
+                    heard[part] = said
+    assert heard.keys() == expected.keys()
+    return heard
+
+
+def typed(text: str, shell: dict[str, str], folder: Path, *, status: int = 0) -> str:
+    """What *text*, typed into a shell, prints."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text],
+        cwd=folder,
+        env=shell,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == status, f"{text}\nended with {done.returncode}:\n{said}"
+    return said
+
+
+@pytest.mark.spark
+@pytest.mark.timeout(600)
+def test_the_first_ten_minutes(shell: dict[str, str], tmp_path: Path) -> None:
+    follow("tutorial.md", shell, tmp_path, FIRST)
     assert list((tmp_path / "report").rglob("*.html"))
+
+
+@pytest.mark.timeout(300)
+def test_killing_it_in_the_middle(shell: dict[str, str], tmp_path: Path) -> None:
+    said = follow("tutorials/kill.md", shell, tmp_path, KILL)["python check.py"]
+    # Nothing would be shown if the kill had come too late.
+    repeated = re.search(r"^(\d+) payments were begun a second time", said, re.MULTILINE)
+    assert repeated is not None, said
+    assert int(repeated[1]) > 0, said
+    # And the check can say no.
+    for harm in ("delete from payments where place = 1500", "update payments set number = number + 1 where place = 9"):
+        ledger = shutil.copytree(tmp_path, tmp_path / harm.split()[0]) / "ledger.db"
+        with closing(sqlite3.connect(ledger, isolation_level=None)) as connection:
+            connection.execute(harm)
+        quick = typed("sed -i s/+\\ 60/+\\ 1/ check.py; python check.py", shell, ledger.parent, status=1)
+        assert "1 accounts have lost, doubled or disordered payments" in quick
+
+
+@pytest.mark.timeout(300)
+def test_switching_faults_on(shell: dict[str, str], tmp_path: Path) -> None:
+    follow("howto/faults.md", shell, tmp_path, FAULTS)
+    assert "'fial=1' is none of duplicate" in typed(
+        "llmagentos deploy hello.py --fault fial=1", shell, tmp_path, status=2
+    )
