@@ -100,19 +100,15 @@ class Assignment:
                 if not self.open:
                     return
                 await asyncio.sleep(RECLAIM_S)
-        self.view = self._ownership.view.open
-        finished = start.finished
-        if start.offset is not None:
-            if decode is not None:
-                await asyncio.to_thread(self._read_back, start.offset, decode)
-            self.journaled = {
-                offset
-                for conversation in self.view.values()
-                for offset in conversation.order
-                if offset >= start.offset and not any(first <= offset <= last for first, last in finished)
-            }
-        else:
-            self.journaled = {offset for conversation in self.view.values() for offset in conversation.order}
+        view = self._ownership.view
+        self.view = view.open
+        if start.offset is not None and decode is not None:
+            await asyncio.to_thread(self._read_back, start.offset, decode)
+        begin = start.offset or 0
+        view.cover(begin)
+        open_ = (offset for conversation in self.view.values() for offset in conversation.order)
+        # What ended, too: where a commit's metadata had no room for it, it would run again.
+        self.journaled = {n for n in (*open_, *view.ended) if n >= begin and not self._listed(n)}
 
     def _read_back(self, committed: int, decode: Callable[[confluent_kafka.Message], Message]) -> None:
         """Learn the ids of what is finished: below the committed offset, or listed beside it, and not open."""
@@ -172,7 +168,7 @@ class Assignment:
             answers = min(answers, *self._asking.values())
         if self._note.answers >= 0 and committable < self._recovered_at:
             answers = self._note.answers  # what ran here before may ask again
-        return self._ownership.note(answers)
+        return self._ownership.note(committable, answers)
 
 
 def _decoded_id(record: confluent_kafka.Message, decode: Callable[[confluent_kafka.Message], Message]) -> str | None:

@@ -283,7 +283,7 @@ class Inbox:
             log.warning("%s[%d] offset %d is left to its owner: %s", *work.tp, work.offset, error.what)
         finally:
             self._room.give(work.size)
-            if work.asked:
+            if work.asked and not self.lanes.told_to_end():  # else its next owner asks again
                 work.assignment.asked(work.offset)
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
                 replay.ended(work.entry)

@@ -21,7 +21,7 @@ docs/spec/ has the protocol as a model.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Literal
@@ -31,11 +31,11 @@ __all__ = ["COMMANDS", "SUBJECT", "Conversation", "Entry", "Kind", "Note", "Stat
 #: The registry subject of journal records: their full name.
 SUBJECT = "llmagentos.Journal"
 
-Kind = Literal["claim", "park", "held", "done", "drop", "copy", "sent", "redrive", "discard"]
+Kind = Literal["claim", "park", "held", "done", "drop", "copy", "sent", "redrive", "discard", "reset"]
 State = Literal["parked", "held", "done"]
 
 #: Written by people, and so without a claim.
-COMMANDS = frozenset({"redrive", "discard"})
+COMMANDS = frozenset({"redrive", "discard", "reset"})
 
 
 @dataclass(slots=True, eq=False)
@@ -143,12 +143,15 @@ class View:
 
     Attributes:
         open: the conversations with something in them, by id.
+        ended: inbox offsets of what was closed, until :meth:`cover` says that a commit covers them; to the place in
+            the journal that says so. The commit's metadata may have no room for them.
         position: the next journal offset to fold.
         claim: the newest claim; its offset.
     """
 
     def __init__(self, start: int = 0, claim: int = -1) -> None:
         self.open: dict[str, Conversation] = {}
+        self.ended: dict[int, int] = {}
         self.position = start
         self.claim = claim
         self._claims: list[int] = [claim]  # ascending; those that low() may still need
@@ -180,6 +183,9 @@ class View:
             self._claims.append(at)
             return None
         offset: int = record["offset"]
+        if kind == "reset":
+            self._forget_ended(lambda _: True)  # history is run again: what ended before counts no more
+            return None
         if kind in COMMANDS:
             return self._wish(kind, record, at)
         if record["claim"] < self.claim:
@@ -187,12 +193,18 @@ class View:
         self.claim = record["claim"]  # where reading began behind it
         if kind == "sent":
             while self._unsent and (place := next(iter(self._unsent))) < record["refers"]:
-                self._close(self._unsent[place])
+                self._close(self._unsent[place], place)
             return None
         entry = self._find(record["conversation_id"], offset)
         if kind == "drop":
             if entry is not None:
-                self._close(entry)
+                self._close(entry, at)
+            return None
+        if kind == "copy" and entry is not None:
+            # A wish may have come before it in the log: then the payload stays where it was.
+            if entry.state == record["state"] and entry.park == record["refers"] and not entry.wish:
+                self._place(entry, entry.state, at, entry.park)
+                entry.since = record["at"]
             return None
         if entry is None:
             entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
@@ -229,8 +241,10 @@ class View:
         conversation = self.open.get(conversation_id)
         return None if conversation is None else conversation.entries.get(offset)
 
-    def _close(self, entry: Entry) -> None:
+    def _close(self, entry: Entry, at: int) -> None:
         self._release(entry)
+        self.ended[entry.offset] = at
+        self._need(entry, at)
         self._unsent.pop(entry.at, None)
         self._sent_here.discard(entry.at)
         self._leave(entry)
@@ -261,6 +275,14 @@ class View:
         """Whether a *sent* record would say anything new."""
         return bool(self._sent_here) and next(iter(self._unsent)) in self._sent_here
 
+    def cover(self, committed: int) -> None:
+        """The inbox is committed up to *committed*, or is about to be with what is read of this view now."""
+        self._forget_ended(lambda offset: offset < committed)
+
+    def _forget_ended(self, which: Callable[[int], bool]) -> None:
+        for offset in [offset for offset in self.ended if which(offset)]:
+            self._needed.pop(self.ended.pop(offset), None)
+
     # -- what is needed -----------------------------------------------------------------------------------------
 
     def _need(self, entry: Entry, at: int) -> None:
@@ -272,7 +294,11 @@ class View:
         self._needed.pop(entry.wish_at, None)
 
     def low(self) -> int:
-        """Below this journal offset there is nothing that a next owner needs."""
+        """Below this journal offset there is nothing that a next owner needs.
+
+        Places of payloads of what is open, of completions that may not have been sent, and of what ended and is not
+        covered by a commit.
+        """
         heap = self._lowest
         while heap and heap[0] not in self._needed:
             heappop(heap)

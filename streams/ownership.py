@@ -148,8 +148,9 @@ class Ownership:
             kept="the message: its owner handles it",
         )
 
-    def note(self, answers: int) -> Note:
-        """What a next owner needs to know; travels with the commit."""
+    def note(self, committable: int, answers: int) -> Note:
+        """What a next owner needs to know; travels with the commit of *committable*."""
+        self.view.cover(committable)
         low = self.view.low()
         return Note(low, self.view.claim_below(low), answers)
 
