@@ -128,6 +128,7 @@ class _Writer:
     def __init__(self, **constants: Any) -> None:
         self.lines: list[str] = []
         self.constants: dict[str, Any] = constants
+        self._named: dict[str, Mapping[str, Any]] = {}
         self._count = 0
 
     def name(self) -> str:
@@ -138,6 +139,23 @@ class _Writer:
         name = f"c{len(self.constants)}"
         self.constants[name] = value
         return name
+
+    def define(self, described: Mapping[str, Any]) -> None:
+        """A record or enum, whole, which may be meant by its name from here on. A namespace is not looked at."""
+        if self._named.setdefault(_last(described["name"]), described) is not described:
+            raise Unusual
+
+    def kind(self, kind: Any) -> tuple[str, Mapping[str, Any]]:
+        """The type's word, and its object."""
+        if isinstance(kind, str):
+            described = self._named.get(_last(kind))
+            return (kind, {}) if described is None else (described["type"], described)
+        if isinstance(kind, dict):
+            described = cast(dict[str, Any], kind)
+            if isinstance(described["type"], str):
+                return described["type"], described
+            return self.kind(described["type"])
+        raise Unusual
 
     def add(self, depth: int, *lines: str) -> None:
         self.lines += ["    " * depth + line for line in lines]
@@ -160,16 +178,8 @@ def _nullable(kind: Any) -> tuple[int, Any] | None:
     return None
 
 
-def _kind(kind: Any) -> tuple[str, Mapping[str, Any]]:
-    """The type's word, and its object."""
-    if isinstance(kind, str):
-        return kind, {}
-    if isinstance(kind, dict):
-        described = cast(dict[str, Any], kind)
-        if isinstance(described["type"], str):
-            return described["type"], described
-        return _kind(described["type"])
-    raise Unusual
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 # -- encoding -------------------------------------------------------------------------------------------------------
@@ -184,6 +194,7 @@ def compile_encoder(schema: Any, prefix: bytes) -> Encode | None:
     if not isinstance(schema, dict):  # a union, or a bare name
         return None
     writer = _Writer(L=_LENGTHS, long=_long, text_map=_text_map, double=_DOUBLE.pack, join=b"".join, prefix=prefix)
+    writer.constants["Unusual"] = Unusual
     try:
         parts = ["prefix", *_encode_fields(writer, 1, cast(dict[str, Any], schema), "record")]
     except (Unusual, KeyError):
@@ -210,7 +221,7 @@ def _encode_value(writer: _Writer, depth: int, kind: Any, source: str) -> list[s
         parts = [repr(bytes([(1 - position) << 1])), *_encode_value(writer, depth + 1, branch, value)]
         writer.add(depth + 1, f"{whole} = join(({', '.join(parts)},))")
         return [whole]
-    word, described = _kind(kind)
+    word, described = writer.kind(kind)
     if word == "string" or word == "bytes":
         value, size = writer.name(), writer.name()
         writer.add(depth, f"{value} = {source}{'.encode()' if word == 'string' else ''}", f"{size} = len({value})")
@@ -222,6 +233,7 @@ def _encode_value(writer: _Writer, depth: int, kind: Any, source: str) -> list[s
     if word == "boolean":
         return [f"{writer.constant({True: bytes([1]), False: bytes([0])})}[{source}]"]
     if word == "enum":
+        writer.define(described)
         symbols = {symbol: _long(number) for number, symbol in enumerate(described["symbols"])}
         return [f"{writer.constant(symbols)}[{source}]"]
     if word == "map" and described["values"] == "string":
@@ -229,7 +241,20 @@ def _encode_value(writer: _Writer, depth: int, kind: Any, source: str) -> list[s
     if word == "record":
         value = writer.name()
         writer.add(depth, f"{value} = {source}")
-        return _encode_fields(writer, depth, described, value)
+        parts = _encode_fields(writer, depth, described, value)
+        writer.define(described)  # behind its fields: what names itself is fastavro's
+        return parts
+    if word == "array":
+        value, items, item, whole = (writer.name() for _ in range(4))
+        writer.add(
+            depth, f"{value} = {source}", f"if {value}:", f"    {items} = [long(len({value}))]",
+            f"    for {item} in {value}:",
+        )  # fmt: skip
+        parts = _encode_value(writer, depth + 2, described["items"], item)
+        writer.add(depth + 2, f"{items} += ({', '.join(parts)},)")
+        writer.add(depth + 1, f"{items}.append({bytes(1)!r})", f"{whole} = join({items})")
+        writer.add(depth, f"elif {value} == []:", f"    {whole} = {bytes(1)!r}", "else:", "    raise Unusual")
+        return [whole]
     raise Unusual
 
 
@@ -275,7 +300,7 @@ def _decode_value(writer: _Writer, depth: int, kind: Any, value: str) -> None:
         _decode_value(writer, depth + 1, branch, value)
         writer.add(depth, "else:", "    raise Unusual")
         return
-    word, described = _kind(kind)
+    word, described = writer.kind(kind)
     if word == "string" or word == "bytes":
         writer.add(
             depth,
@@ -297,6 +322,7 @@ def _decode_value(writer: _Writer, depth: int, kind: Any, value: str) -> None:
     elif word == "boolean":
         writer.add(depth, f"{value} = (False, True)[raw[at]]", "at += 1")
     elif word == "enum":
+        writer.define(described)
         symbols = writer.constant(tuple(described["symbols"]))
         writer.add(depth, "n = raw[at]", "if n & 0x81:", "    raise Unusual", f"{value} = {symbols}[n >> 1]", "at += 1")
     elif word == "map" and described["values"] == "string":
@@ -305,6 +331,22 @@ def _decode_value(writer: _Writer, depth: int, kind: Any, value: str) -> None:
         )
     elif word == "record":
         record = _decode_record(writer, depth, described)
+        writer.define(described)
         writer.add(depth, f"{value} = {record}")
+    elif word == "array":
+        item, count = writer.name(), writer.name()
+        writer.add(
+            depth,
+            f"{value} = []",
+            "while raw[at]:",
+            f"    {count}, at = size(raw, at)",
+            f"    for _ in range({count}):",
+        )
+        start = len(writer.lines)
+        _decode_value(writer, depth + 2, described["items"], item)
+        if not any("raw[at]" in line for line in writer.lines[start:]):
+            raise Unusual  # nothing would end the loop where a damaged count is far beyond the bytes
+        writer.add(depth + 2, f"{value}.append({item})")
+        writer.add(depth, "at += 1")
     else:
         raise Unusual

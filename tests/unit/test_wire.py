@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmagentos import schemas
-from llmagentos.streams.compiled import compile_decoder, compile_encoder
+from llmagentos.streams.compiled import FAILURES, compile_decoder, compile_encoder
 from llmagentos.streams.errors import RecordError, SchemaError, UnknownSchema
 from llmagentos.streams.message import Message
 from llmagentos.streams.registry import RegisteredSchema, full_name
@@ -164,6 +164,46 @@ def test_compiled_code_is_fastavros(message: Message, data: st.DataObject) -> No
     source = io.BytesIO(raw)
     assert fastavro.schemaless_reader(source, parsed, None) == record
     assert source.tell() == len(raw)
+
+
+@given(st.data())
+def test_the_journals_compiled_code_is_fastavros(data: st.DataObject) -> None:
+    """As above, of a record with arrays, records in them, and one that is meant by its name."""
+    schema = plain(schemas.load("journal"))
+    parsed: Any = fastavro.parse_schema(copy.deepcopy(schema))
+    encode, decode = compile_encoder(schema, b""), compile_decoder(schema, 0)
+    assert encode is not None
+    assert decode is not None
+    headers = st.lists(st.fixed_dictionaries({"name": st.text(max_size=4), "value": st.none() | st.binary(max_size=4)}))
+    some = st.none() | st.binary(max_size=70)
+    kept = {"key": some, "value": some, "headers": headers, "timestamp": st.integers(-1, 2**42)}
+    output = {"topic": st.text(max_size=4), "partition": st.integers(-1, 9), "key": some, "value": some}
+    record = next(iter(fastavro.utils.generate_many(schema, 1))) | {
+        "record": data.draw(st.none() | st.fixed_dictionaries(kept)),
+        "outputs": data.draw(st.lists(st.fixed_dictionaries(output | {"headers": headers}), max_size=70)),
+    }
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, parsed, record)
+    assert encode(record) == out.getvalue()
+    assert decode(out.getvalue()) == record
+    raw = bytearray(out.getvalue())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = decode(bytes(raw))
+    except Exception:
+        return
+    source = io.BytesIO(raw)
+    assert fastavro.schemaless_reader(source, parsed, None) == found
+    assert source.tell() == len(raw)
+
+
+@pytest.mark.parametrize("outputs", [None, (), "ab", {"topic": 1}, [None], [{"topic": "t"}]])
+def test_what_is_no_array_is_fastavros_to_judge(outputs: object) -> None:
+    encode = compile_encoder(plain(schemas.load("journal")), b"")
+    assert encode is not None
+    record = next(iter(fastavro.utils.generate_many(plain(schemas.load("journal")), 1)))
+    with pytest.raises(FAILURES):
+        encode(record | {"outputs": outputs})
 
 
 @pytest.mark.parametrize("name", schemas.NAMES)
