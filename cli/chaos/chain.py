@@ -1,12 +1,14 @@
 """The agents of a chaos run, deployed as users deploy theirs: `first` tells `second`, which tells `third`.
 
-Each adds something to the work, so that the ledger shows whether all three had it; `third` enters the result in the
-ledger, with its message's id as the idempotency key. A message that is poison for one of them fails there until the
+Each adds something to the work, so that the ledger shows whether all three had it; `second` waits a little, as for a
+model's answer, so that some messages are always in the middle of it; `third` enters the result in the ledger, with its
+message's id as the idempotency key. A message that is poison for one of them fails there until the
 file that `LLMAGENTOS_CHAOS_MENDED` names exists: what it depends on was mended.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ __all__ = ["LEDGER", "MENDED", "first", "second", "third"]
 LEDGER = "LLMAGENTOS_CHAOS_LEDGER"
 #: Names the file whose existence ends the poison.
 MENDED = "LLMAGENTOS_CHAOS_MENDED"
+
+#: The longest that `second` waits, less 1; a small model's answer takes longer, but the run shall end.
+THINKS_MS = 50
 
 _ledger: Ledger | None = None
 
@@ -45,10 +50,12 @@ async def first(message: Message, ctx: Context) -> None:
 
 @agent("second", retries=1, backoff=0.05)
 async def second(message: Message, ctx: Context) -> None:
-    """Adds the checksum."""
+    """Adds the checksum, after some thought."""
     work = message.json()
     _check(work, "second")
-    await ctx.tell("third", {**work, "checksum": google_crc32c.value(work["text"].encode())})
+    checksum = google_crc32c.value(work["text"].encode())
+    await asyncio.sleep(checksum % THINKS_MS / 1_000)
+    await ctx.tell("third", {**work, "checksum": checksum})
 
 
 @agent("third", retries=1, backoff=0.05)

@@ -92,6 +92,7 @@ def run(
     keep: Path | None = None,
     environment: Mapping[str, str] | None = None,
     cluster: Cluster | None = None,
+    stall_s: float = STALL_S,
 ) -> Outcome:
     """Run one scenario.
 
@@ -101,6 +102,7 @@ def run(
         keep: a folder for the input, the ledger and the logs; None: they go with the cluster.
         environment: of the workers, beside what they need.
         cluster: one that runs, and goes on, with topics of this run's own; None: one that is gone afterwards.
+        stall_s: without an effect or a commit for so long, nothing more is waited for.
     """
     outcome = Outcome(scenario, seed)
     progress = progress or Progress()
@@ -110,7 +112,7 @@ def run(
         outcome.trouble = "could not run: " + "; ".join(needs)
         return outcome
     try:
-        _Run(outcome, progress, told, chain, keep, environment or {}).run(cluster)
+        _Run(outcome, progress, told, chain, keep, environment or {}, stall_s).run(cluster)
     except LLMAgentOSError as error:
         outcome.trouble = f"could not run: {error}"
     outcome.whole_s = time.monotonic() - started
@@ -126,6 +128,7 @@ class _Run:
         chain: Path,
         keep: Path | None,
         environment: Mapping[str, str],
+        stall_s: float,
     ) -> None:
         self.outcome = outcome
         self.scenario = outcome.scenario
@@ -134,6 +137,7 @@ class _Run:
         self.chain = chain
         self.keep = keep
         self.environment = environment
+        self.stall_s = stall_s
         self.memory: dict[int, list[tuple[float, int]]] = {}
 
     def run(self, running: Cluster | None) -> None:
@@ -313,7 +317,7 @@ class _Run:
         topics = [self.cluster.settings.topic(f"agent.{agent}") for agent in AGENTS]
         shape: object = None
         moved_at = time.monotonic()
-        while time.monotonic() - moved_at < STALL_S:
+        while time.monotonic() - moved_at < self.stall_s:
             ends = {(t, p): end for t in topics for p, end in admin.offsets(t, latest).items() if end}
             committed = admin.committed(self.cluster.name, topics)
             if all(committed.get(place, 0) >= end for place, end in ends.items()):
@@ -330,7 +334,7 @@ class _Run:
             "LLMAGENTOS_BROKERS": settings.brokers,
             "LLMAGENTOS_PREFIX": settings.prefix,
         }
-        words = ("dead", "redrive", "--cause", "failed", "--yes", "--wait", "--timeout", f"{STALL_S:.0f}")
+        words = ("dead", "redrive", "--cause", "failed", "--yes", "--wait", "--timeout", f"{self.stall_s:.0f}")
         for _ in range(2):
             done = subprocess.run(
                 [sys.executable, "-m", "llmagentos.cli.main", *words],

@@ -30,7 +30,7 @@ from llmagentos.streams.errors import NodeError
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.wire import Codec
 
-#: 100 conversations, one message at a time, 0.2 s each: work for some minutes.
+#: 40 conversations, one message at a time, 0.2 s each: work for two minutes and a half.
 MODULE = """
 import asyncio
 from llmagentos.agents import agent
@@ -39,7 +39,7 @@ from llmagentos.agents import agent
 async def slow(message, ctx):
     await asyncio.sleep(0.2)
 """
-MESSAGES, CONVERSATIONS = 100_000, 100
+MESSAGES, CONVERSATIONS = 30_000, 40
 
 #: What a thread of ours, and of librdkafka, waits: until 0.3 s from now by the clock. Prints how long that took.
 WAIT = """
@@ -150,8 +150,11 @@ def test_a_supervisor_takes_over_from_a_killed_one(cluster: Cluster) -> None:
     before = cluster.supervisor()
     died, worker, taken = do(cluster, "kill-supervisor", 0.5)
     after = cluster.supervisor()
-    assert before is not None and after is not None and before.pid != after.pid
-    assert str(before.pid) in died.detail and str(after.pid) in taken.detail
+    assert before is not None
+    assert after is not None
+    assert before.pid != after.pid
+    assert str(before.pid) in died.detail
+    assert str(after.pid) in taken.detail
     assert "unsupervised" in worker.detail
 
 
@@ -198,7 +201,7 @@ def test_brokers_answer_at_the_address_outside(cluster: Cluster) -> None:
 @needing("libfaketime", "gcc")
 def test_a_clock_that_was_not_set_does_not_pass_for_a_fault(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmagentos.cli.chaos.faults.off_by", lambda seconds, folder: "env")
-    with pytest.raises(NodeError, match="is off by -?0, not"):
+    with pytest.raises(NodeError, match="is off by -?[01], not"):
         do(cluster, "clock", 0)
 
 

@@ -1,0 +1,69 @@
+"""With a known bug in the engine, the judge says no, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmagentos.cli.chaos.cluster import Cluster
+from llmagentos.cli.chaos.run import Outcome, run
+from llmagentos.cli.chaos.scenarios import Scenario
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+BUGGED = Path(__file__).with_name("bugs.py")
+
+PLAIN = Scenario("seeded", "no fault at all", messages=1_500, conversations=80, seconds=3, workers=1)
+
+
+def bugged(cluster: Cluster, bug: str, scenario: Scenario, **environment: str) -> dict[str, int]:
+    """What does not hold with *bug* in the engine, and by how much."""
+    named = {"LLMAGENTOS_TEST_BUG": bug, **environment}
+    return off(run(scenario, seed=1, cluster=cluster, chain=BUGGED, environment=named, stall_s=8))
+
+
+def off(outcome: Outcome) -> dict[str, int]:
+    assert outcome.verdict is not None, outcome.trouble
+    return {check.name: check.found for check in outcome.verdict.checks if not check.holds}
+
+
+def changed(scenario: Scenario, **changes: object) -> Scenario:
+    from dataclasses import replace
+
+    return replace(scenario, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_gate_passes_work_in_flight(cluster: Cluster) -> None:
+    assert bugged(cluster, "gate", PLAIN)["committed before they were finished"] > 10
+
+
+def test_dedup_is_off(cluster: Cluster) -> None:
+    assert bugged(cluster, "dedup", changed(PLAIN, duplicates=0.02))["doubled in the ledger"] > 10
+
+
+def test_held_messages_run_too_early(cluster: Cluster) -> None:
+    found = bugged(cluster, "held", changed(PLAIN, poison=0.02))
+    assert sum(count for name, count in found.items() if name.startswith("out of order")) > 10
+
+
+def test_offsets_are_committed_before_outputs_are_delivered(cluster: Cluster) -> None:
+    slow = {"LLMAGENTOS_LINGER_MS": "400"}  # twice the commit interval: each output is overtaken
+    assert bugged(cluster, "commit", PLAIN, **slow)["committed before they were finished"] > 10
+    assert bugged(cluster, "", PLAIN, **slow) == {}
+
+
+def test_claims_are_ignored(cluster: Cluster) -> None:
+    """A worker is frozen while messages fail, others park them meanwhile, and it parks them again when it wakes."""
+    frozen = changed(
+        PLAIN,
+        faults=("freeze-worker",),
+        poison=0.08,
+        messages=4_000,
+        conversations=200,
+        seconds=8,
+        workers=2,
+        share=0.0,
+    )
+    assert bugged(cluster, "claims", frozen)["lost"] > 0
+    assert bugged(cluster, "claims-mended", frozen) == {}
