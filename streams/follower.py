@@ -20,6 +20,7 @@ from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError, TopicError
 from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.spans import watermarks
 
 __all__ = ["Follower"]
 
@@ -33,9 +34,6 @@ AHEAD = 4
 
 #: A poll that finds nothing returns after this, and looks whether it is to stop, or to follow more.
 POLL_S = 0.05
-
-#: Asking a broker for an offset; a healthy one answers within milliseconds.
-OFFSETS_TIMEOUT_S = 10.0
 
 
 class Follower:
@@ -121,8 +119,7 @@ class Follower:
         try:
             with self._asking:
                 self._offsets = self._offsets or confluent_kafka.Consumer(self._config)
-                place = TopicPartition(topic, partition)
-                low, end = self._offsets.get_watermark_offsets(place, timeout=OFFSETS_TIMEOUT_S)
+                low, end = watermarks(self._offsets, topic, partition)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() in (

@@ -12,14 +12,14 @@ from itertools import pairwise
 from typing import cast
 
 import confluent_kafka
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError
 from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
 
-__all__ = ["Spans"]
+__all__ = ["Spans", "watermarks"]
 
 #: Records taken at once; as in the poll thread.
 BATCH = 1_000
@@ -27,6 +27,14 @@ BATCH = 1_000
 STALLED_S = 30.0
 #: A healthy cluster answers a request for offsets within milliseconds; one that elects leaders, in seconds.
 ANSWER_S = 10.0
+#: A topic that was just made has no leader everywhere yet; asked again after this.
+ASK_AGAIN_S = 0.05
+_NEW = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+}
 #: Picked offsets that lie further apart than this are sought for rather than read up to: a seek costs a round trip
 #: and throws away what was fetched, in which time some 10,000 small records are read.
 SEEK_OVER = 5_000
@@ -64,7 +72,7 @@ class Spans:
         """
         try:
             with self._lock:
-                return self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
+                return watermarks(self._consumer, topic, partition)
         except KafkaException as error:
             raise _trouble(f"{topic}[{partition}]", error) from error
 
@@ -105,6 +113,20 @@ class Spans:
             finally:
                 consumer.unassign()
 
+    def whole(self, topic: str) -> Iterator[Sequence[confluent_kafka.Message]]:
+        """Everything that is in *topic* now, in batches; nothing where there is no such topic.
+
+        Raises:
+            BrokerError: the cluster does not answer.
+        """
+        try:
+            with self._lock:
+                found = self._consumer.list_topics(topic, timeout=ANSWER_S).topics[topic]
+        except KafkaException as error:
+            raise _trouble(topic, error) from error
+        if found.error is None:
+            yield from self.read({(topic, partition): self.ends(topic, partition) for partition in found.partitions})
+
     def pick(self, topic: str, partition: int, offsets: Iterable[int]) -> dict[int, confluent_kafka.Message]:
         """The records at *offsets*; what is gone is left out.
 
@@ -132,6 +154,22 @@ class Spans:
             if (error := record.error()) is not None and not error.retriable():
                 raise KafkaException(error)
         return [record for record in batch if record.error() is None]
+
+
+def watermarks(consumer: confluent_kafka.Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """The first offset that the partition keeps, and the one that comes next; asked again while it has no leader.
+
+    Raises:
+        KafkaException: Kafka refuses, or has no leader for it within ANSWER_S.
+    """
+    deadline = time.monotonic() + ANSWER_S
+    while True:
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
+        except KafkaException as error:
+            if not error.args[0].retriable() and error.args[0].code() not in _NEW or time.monotonic() > deadline:
+                raise
+            time.sleep(ASK_AGAIN_S)
 
 
 def _within(record: confluent_kafka.Message, spans: Mapping[tuple[str, int], tuple[int, int]]) -> bool:

@@ -6,28 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import confluent_kafka
 import orjson
-from confluent_kafka import TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
 from llmagentos.cli.demo.measure import Measures, add
 from llmagentos.cli.demo.sources import Expected
-from llmagentos.streams.endpoints import client_config
-from llmagentos.streams.errors import BrokerError
+from llmagentos.streams.admin import Admin
 from llmagentos.streams.message import Message
-from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.spans import Spans
 from llmagentos.streams.wire import Codec
 
 __all__ = ["AGENTS", "Kill", "Verdict", "judge", "lag", "read_ledger"]
 
 AGENTS = ("parser", "measurer", "compiler")
-
-#: Without a record for this long, an end that should be there is missing.
-_READ_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +84,15 @@ def read_ledger(path: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 def lag(settings: Settings, group: str) -> int:
     """Records in the agents' inboxes that *group*'s committed offsets do not cover."""
-    consumer = _consumer(settings, group)
-    try:
-        total = 0
-        for topic in (settings.topic(f"agent.{agent}") for agent in AGENTS):
-            parts = [TopicPartition(topic, p) for p in consumer.list_topics(topic, 10).topics[topic].partitions]
-            for part in consumer.committed(parts, 10):
-                low, high = consumer.get_watermark_offsets(part, 10)
-                total += high - max(part.offset, low)
-        return total
-    finally:
-        consumer.close()
+    admin = Admin(settings)
+    topics = [settings.topic(f"agent.{agent}") for agent in AGENTS]
+    committed = admin.committed(group, topics)
+    total = 0
+    for topic in topics:
+        low = admin.offsets(topic, cast(OffsetSpec, OffsetSpec.earliest()))
+        for partition, end in admin.offsets(topic, cast(OffsetSpec, OffsetSpec.latest())).items():
+            total += end - max(committed.get((topic, partition), 0), low[partition])
+    return total
 
 
 def judge(
@@ -174,33 +167,11 @@ def _measures(parts: Iterable[dict[str, Any]]) -> Measures | None:
     return add(Measures(*(part[name] for name in names)) for part in parts if "piece" in part)
 
 
-def _consumer(settings: Settings, group: str) -> confluent_kafka.Consumer:
-    return confluent_kafka.Consumer(
-        client_config(settings, group_id=group, enable_auto_commit=False, enable_partition_eof=True)
-        | {"logger": librdkafka_log}
-    )
-
-
 def _read(settings: Settings, name: str) -> list[Message]:
     """The whole of a topic, each partition in its order."""
-    topic = settings.topic(name)
     codec = Codec(open_registry(settings))
-    consumer = _consumer(settings, f"{settings.prefix}oracle")
+    spans = Spans(settings, name="oracle")
     try:
-        open_ends = set(consumer.list_topics(topic, 10).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in open_ends])
-        messages: list[Message] = []
-        while open_ends:
-            record = consumer.poll(_READ_TIMEOUT_S)
-            if record is None:
-                raise BrokerError(f"{topic} could not be read to its end", fix="see `llmagentos doctor`")
-            error = record.error()
-            if error is None:
-                messages.append(codec.read(record))
-            elif error.code() == confluent_kafka.KafkaError._PARTITION_EOF:
-                open_ends.discard(record.partition() or 0)
-            else:
-                raise BrokerError(f"{topic} can't be read: {error.str()}", fix="see `llmagentos doctor`")
-        return messages
+        return [codec.read(record) for batch in spans.whole(settings.topic(name)) for record in batch]
     finally:
-        consumer.close()
+        spans.close()
