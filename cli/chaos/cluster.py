@@ -35,7 +35,7 @@ from llmagentos.streams.errors import NodeError
 from llmagentos.streams.node import Node
 from llmagentos.streams.settings import Settings
 
-__all__ = ["SMALL_DISK", "Cluster", "Interrupted", "Running"]
+__all__ = ["SMALL_DISK", "Cluster", "Interrupted", "Running", "home_of", "sweep"]
 
 BROKERS = 3
 
@@ -62,6 +62,9 @@ eval "exec $place "'{python} -m llmagentos.agents.worker "$@"'
 
 #: A worker joins, a broker answers, a supervisor starts: seconds; this is for a machine that does much else.
 WAIT_S = 120.0
+
+#: A killed process ends at once, unless the machine is very busy.
+_KILLED_S = 10.0
 
 _LOOK_S = 0.02
 
@@ -114,7 +117,7 @@ class Cluster:
         self._interrupted = threading.Event()
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.name = ""
-        self.home = Path(tempfile.gettempdir()) / f"{_HOME}{os.getpid()}"
+        self.home = home_of(os.getpid())
         self.namespace: Namespace | None = None
         self.disk: Path | None = None
 
@@ -337,6 +340,11 @@ def _mount(folder: Path, size: int, *, again: bool = False) -> None:
         raise NodeError(f"no disk can be mounted at {folder}: {done.stderr.strip()}")
 
 
+def home_of(pid: int) -> Path:
+    """The data folder of the cluster of process *pid*."""
+    return Path(tempfile.gettempdir()) / f"{_HOME}{pid}"
+
+
 def sweep() -> None:
     """End the clusters of runs that were killed before they could."""
     for home in Path(tempfile.gettempdir()).glob(f"{_HOME}*"):
@@ -375,7 +383,11 @@ def _is_of(process: psutil.Process, folder: str) -> bool:
 
 
 def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(processes, timeout=10)
+    """And wait until they are dead; whether their parent, or init, has taken notice is no matter."""
+    there = [one for process in processes if (one := Process.of(process.pid)) is not None]
+    for process in there:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + _KILLED_S
+    while any(process.alive() for process in there) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)

@@ -133,13 +133,14 @@ def _kill_workers(cluster: Cluster, rng: random.Random, seconds: float) -> Itera
     for _ in range(max(1, round(seconds / _KILL_EVERY_S))):
         next_at = time.monotonic() + _KILL_EVERY_S
         cluster.pause(rng.uniform(0, 1))  # not always at the same moment of a worker's life
-        victim, ends = work.find_busy(rng)
+        victim, ends, count = work.find_busy(rng)
         os.kill(victim.pid, signal.SIGKILL)
         cluster.until(lambda: not victim.process.alive(), f"the end of worker {victim.index} by SIGKILL")  # noqa: B023
-        left = work.unfinished(ends)
+        with suppress(BrokerError):  # then a broker died at this moment, by another fault
+            count = work.unfinished(ends)
         yield _fired(
             "kill-workers",
-            f"worker {victim.index} (pid {victim.pid}) died of SIGKILL and left {left} messages unfinished, "
+            f"worker {victim.index} (pid {victim.pid}) died of SIGKILL and left {count} messages unfinished, "
             f"{victim.in_flight} of them in hand when it last said so",
         )
         cluster.pause(max(0.0, next_at - time.monotonic()))
@@ -148,7 +149,7 @@ def _kill_workers(cluster: Cluster, rng: random.Random, seconds: float) -> Itera
 @_fault("freeze-worker", "workers", 20, 6)
 def _freeze_worker(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """A worker is stopped (SIGSTOP) until others have its partitions, and then wakes up (SIGCONT)."""
-    victim, _ = _Work(cluster).find_busy(rng)
+    victim, _, _ = _Work(cluster).find_busy(rng)
     process = psutil.Process(victim.pid)
     began = time.monotonic()
     os.kill(victim.pid, signal.SIGSTOP)
@@ -175,7 +176,7 @@ def _partition(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator
     """The network between one worker and all brokers loses every packet, and then works again."""
     namespace = cluster.namespace
     assert namespace is not None, "the fault's needs were not asked for"
-    index = rng.choice(cluster.workers()).index
+    index = cluster.any_worker(rng).index
     outside = cluster.node.brokers_outside
     try:
         victim = cluster.restart(index, f"nsenter --net={namespace.path} env LLMAGENTOS_BROKERS={outside}")
@@ -194,6 +195,8 @@ def _partition(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator
             cluster.pause(seconds)
         finally:
             lost = namespace.mend()
+        if not lost:
+            raise NodeError(f"{namespace.name} was cut off for {seconds:g} s, but not one packet was lost")
         yield _fired(
             "partition",
             f"worker {index} (pid {victim.pid}) is reached again after {time.monotonic() - began:.1f} s, "
@@ -207,7 +210,7 @@ def _partition(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator
 def _clock(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """One worker's clock is a minute ahead or behind."""
     off_s = rng.choice((-_CLOCK_OFF_S, _CLOCK_OFF_S))
-    index = rng.choice(cluster.workers()).index
+    index = cluster.any_worker(rng).index
     try:
         victim = cluster.restart(index, off_by(off_s, cluster.home))
         says = read_status(cluster.run_dir, index)
@@ -263,7 +266,7 @@ def _kill_supervisor(cluster: Cluster, rng: random.Random, seconds: float) -> It
         cluster.until(lambda: not running.alive(), "the end of the supervisor by SIGKILL")
         yield _fired("kill-supervisor", f"the supervisor (pid {running.pid}) died of SIGKILL")
         cluster.pause(seconds / 2)
-        victim = rng.choice(cluster.workers())
+        victim = cluster.any_worker(rng)
         os.kill(victim.pid, signal.SIGKILL)
         cluster.until(lambda: not victim.process.alive(), f"the end of worker {victim.index} by SIGKILL")
         yield _fired("kill-supervisor", f"worker {victim.index} (pid {victim.pid}) died of SIGKILL, unsupervised")
@@ -271,8 +274,10 @@ def _kill_supervisor(cluster: Cluster, rng: random.Random, seconds: float) -> It
     finally:
         successor = ensure_supervisor(cluster.home)
     assert successor is not None, "there is a deployment to supervise"
-    cluster.until(cluster.whole, "all workers serve under the next supervisor")
-    yield _fired("kill-supervisor", f"the next one (pid {successor.pid}) supervises, and all workers serve")
+    cluster.until(lambda: _again(cluster, victim), f"the next supervisor has started worker {victim.index} again")
+    yield _fired(
+        "kill-supervisor", f"the next one (pid {successor.pid}) supervises and has started worker {victim.index} again"
+    )
 
 
 # -- brokers and Redis -------------------------------------------------------------------------------------------
@@ -348,13 +353,13 @@ class _Work:
         self.cluster = cluster
         self._admin = Admin(cluster.settings, timeout_s=10)
 
-    def find_busy(self, rng: random.Random) -> tuple[Running, dict[tuple[str, int], int]]:
-        """A worker with unfinished messages, and the ends of its partitions.
+    def find_busy(self, rng: random.Random) -> tuple[Running, dict[tuple[str, int], int], int]:
+        """A worker with unfinished messages, the ends of its partitions, and how many they are.
 
         Raises:
             NodeError: none has any.
         """
-        found: tuple[Running, dict[tuple[str, int], int]] | None = None
+        found: tuple[Running, dict[tuple[str, int], int], int] | None = None
 
         def look() -> bool:
             nonlocal found
@@ -362,12 +367,12 @@ class _Work:
             for worker in rng.sample(workers, len(workers)):
                 with suppress(BrokerError):  # a broker may be down at this moment, by another fault
                     ends = self._ends(worker)
-                    if self.unfinished(ends):
-                        found = worker, ends
-                        return worker.process.alive()
+                    if (count := self.unfinished(ends)) and worker.process.alive():
+                        found = worker, ends, count
+                        return True
             return False
 
-        self.cluster.until(look, "a worker with work in flight", timeout_s=30)
+        self.cluster.until(look, "a worker with work in flight")
         assert found is not None
         return found
 
@@ -392,6 +397,10 @@ class _Work:
 
 def _assigned(cluster: Cluster, index: int) -> bool:
     return any(worker.index == index and worker.assigned for worker in cluster.workers())
+
+
+def _again(cluster: Cluster, victim: Running) -> bool:
+    return any(worker.index == victim.index and worker.pid != victim.pid for worker in cluster.workers())
 
 
 def _others_have(cluster: Cluster, victim: Running) -> bool:
