@@ -109,11 +109,16 @@ def topics() -> str:
 def api() -> str:
     """The public names with signatures and docstrings."""
     import llmagentos.agents as agents
+    from llmagentos.agents import testing
     from llmagentos.streams import errors
 
     lines = ["# API", "", "Made from the code by `make docs`. `from llmagentos.agents import ...`", ""]
-    for name in agents.__all__:
-        value: Any = getattr(agents, name)
+    kit = "The test kit: what pytest's fixture `agents` and its runs give; `from llmagentos.agents.testing import ...`"
+    public = [(agents, name) for name in agents.__all__] + [(testing, name) for name in testing.__all__]
+    for module, name in public:
+        if (module, name) == (testing, testing.__all__[0]):
+            lines.extend([kit, ""])
+        value: Any = getattr(module, name)
         lines.extend([f"## {name}", ""])
         if not inspect.isclass(value):
             lines.extend([f"    {name}{_signature(value)}", ""])

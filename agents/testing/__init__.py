@@ -25,7 +25,8 @@ import pytest
 
 if TYPE_CHECKING:
     from llmagentos.agents.testing.clock import MovableClock
-    from llmagentos.agents.testing.reading import DeadLetter, Record
+    from llmagentos.agents.testing.letters import DeadLetter
+    from llmagentos.agents.testing.reading import Record
     from llmagentos.agents.testing.run import Agents, Run
     from llmagentos.streams.node import Node
 
@@ -34,7 +35,7 @@ __all__ = ["Agents", "DeadLetter", "MovableClock", "Record", "Run"]
 #: For annotations in tests; imported when first asked for.
 _LATER = {
     "Agents": "llmagentos.agents.testing.run",
-    "DeadLetter": "llmagentos.agents.testing.reading",
+    "DeadLetter": "llmagentos.agents.testing.letters",
     "MovableClock": "llmagentos.agents.testing.clock",
     "Record": "llmagentos.agents.testing.reading",
     "Run": "llmagentos.agents.testing.run",

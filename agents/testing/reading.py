@@ -13,15 +13,12 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from llmagentos.streams.admin import translate
 from llmagentos.streams.endpoints import client_config
-from llmagentos.streams.errors import RecordError
-from llmagentos.streams.message import Message
 from llmagentos.streams.position import BEGINNING, END
 from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.tail import Log
-from llmagentos.streams.wire import Codec
 
-__all__ = ["Backlog", "DeadLetter", "Reader", "Record"]
+__all__ = ["Backlog", "Reader", "Record"]
 
 #: The node is on this machine: it answers within milliseconds, or something is badly wrong.
 ANSWER_S = 10.0
@@ -40,28 +37,6 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes | None]
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """What an agent could not handle.
-
-    Attributes:
-        agent: whose it was.
-        cause: `failed`, `timeout`, `expired`, `undecodable`, `invalid`, `too-large`.
-        error, traceback: what the last attempt raised.
-        attempts: how often it was tried.
-        message: None where the record is none.
-        value: the record's, as it was.
-    """
-
-    agent: str
-    cause: str
-    error: str
-    traceback: str
-    attempts: int
-    message: Message | None
-    value: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +120,6 @@ class Reader:
                 if found.error is None:
                     self._partitions[name] = len(found.partitions)
         return [(name, number) for name in names for number in range(self._partitions.get(name, 0))]
-
-
-def dead_letter(record: confluent_kafka.Message, codec: Codec) -> DeadLetter:
-    """The dead letter in *record*."""
-    letter = codec.decode(record.value() or b"")
-    place = (letter["topic"], letter["partition"], letter["offset"], letter["timestamp"])
-    try:
-        message = codec.message(letter["value"], *place)
-    except RecordError:
-        message = None
-    return DeadLetter(
-        letter["agent"],
-        letter["cause"],
-        letter["error"],
-        letter["traceback"],
-        letter["attempts"],
-        message,
-        letter["value"],
-    )
 
 
 def plain(record: confluent_kafka.Message) -> Record:

@@ -18,14 +18,18 @@ from llmagentos.agents.client import Client
 from llmagentos.agents.loading import LoadedModule, load, version_of
 from llmagentos.agents.provision import provision
 from llmagentos.agents.testing.clock import MovableClock
-from llmagentos.agents.testing.reading import DeadLetter, Reader, Record, dead_letter, plain
+from llmagentos.agents.testing.letters import DeadLetter, dead_letter, settle_letters
+from llmagentos.agents.testing.reading import Reader, Record, plain
 from llmagentos.agents.worker import Worker
+from llmagentos.streams.entries import Decoder
 from llmagentos.streams.errors import DeploymentError, RecordError, UnknownAgent
 from llmagentos.streams.message import Message
 from llmagentos.streams.node import Node
 from llmagentos.streams.producer import Producer
+from llmagentos.streams.redrive import Wish
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.views import Served
 from llmagentos.streams.wire import Codec
 
 __all__ = ["Agents", "Run", "running"]
@@ -324,10 +328,24 @@ class Run:
             agent: only its; None: of all.
         """
         await self.settled(timeout=timeout)
-        agents = list(self._topics) if agent is None else [agent]
-        codec = await self._codec()
-        letters = await self._read(self.settings.topic(f"dead.{name}") for name in agents)
-        return [dead_letter(record, codec) for record in letters]
+        letters = await self._read(self.settings.topic(f"dead.{name}") for name in self._named(agent))
+        decoder = await asyncio.to_thread(Decoder, self.settings)
+        return [await asyncio.to_thread(dead_letter, record, decoder) for record in letters]
+
+    async def redrive(self, agent: str | None = None, *, timeout: float = WAIT_S) -> int:
+        """Have what became a dead letter handled again, in its order, with what waits behind it; as `dead redrive`.
+
+        Args:
+            agent: only its; None: of all.
+
+        Returns:
+            How many letters there were, when all of it is handled.
+        """
+        return await self._settle_letters("redrive", agent, timeout)
+
+    async def drop(self, agent: str | None = None, *, timeout: float = WAIT_S) -> int:
+        """Give dead letters up, and have what waits behind them handled; as `dead drop`. See :meth:`redrive`."""
+        return await self._settle_letters("discard", agent, timeout)
 
     async def records(self, topic: str, *, timeout: float = WAIT_S) -> list[Record]:
         """The plain records of any topic, by its full name, when all is handled, by time."""
@@ -346,6 +364,29 @@ class Run:
         return [event for event in found if kind in (None, event["kind"])]
 
     # -- inside
+
+    async def _settle_letters(self, wish: Wish, agent: str | None, timeout: float) -> int:
+        __tracebackhide__ = True
+        await self.settled(timeout=timeout)
+        served = {name: Served(self.deployment, self._topics[name]) for name in self._named(agent)}
+        producer, codec = await self._producer(), await self._codec()
+        settling = settle_letters(self.settings, producer, codec, served, wish, timeout)
+        letters, left = await self._while_alive(settling, 2 * timeout, "Kafka did not say what is handled")
+        if left:
+            pytest.fail(f"{left} messages of {letters} dead letters are not handled after {timeout:g} s")
+        await self.settled(timeout=timeout)
+        return letters
+
+    def _named(self, agent: str | None) -> list[str]:
+        """The agents of this run, or the one that is named."""
+        if agent is None:
+            return list(self.loaded.agents)
+        if agent not in self.loaded.agents:
+            raise UnknownAgent(
+                f"no agent of this run is named {agent!r}; there are {', '.join(sorted(self.loaded.agents))}",
+                fix="correct the name",
+            )
+        return [agent]
 
     async def _read(self, topics: Iterable[str]) -> list[confluent_kafka.Message]:
         reader = await self._reader()

@@ -138,3 +138,33 @@ async def test_what_reads_settings_by_itself_gets_the_tests_own(agents: Agents) 
         with pytest.raises(DeploymentError, match=r"agents.run\(\) can't run"):
             async with agents.run(*wrong):
                 pass
+
+
+async def test_dead_letters_are_redriven_or_dropped_with_what_waits_behind_them(agents: Agents) -> None:
+    fixed = False
+    handled: list[str] = []
+
+    @agent("prices", retries=0)
+    async def prices(message, ctx):
+        if message.text == "cake" and not fixed:
+            raise KeyError(message.text)
+        handled.append(message.text)
+        return message.text
+
+    async with agents.run(prices) as run:
+        for conversation in ("ada", "bob"):
+            for text in ("tea", "cake", "coffee"):
+                await run.send("prices", text, conversation=conversation)
+        assert len(await run.dead_letters("prices")) == 2
+        assert handled == ["tea", "tea"]  # the coffees wait behind the cakes
+        fixed = True
+        assert await run.redrive() == 2
+        assert [m.text for m in await run.outputs("ada") if m.type == "result"] == ["tea", "cake", "coffee"]
+        fixed = False
+        await run.send("prices", "cake", conversation="eve")
+        await run.send("prices", "milk", conversation="eve")
+        assert await run.drop("prices") == 1
+        assert [m.text for m in await run.outputs("eve") if m.type == "result"] == ["milk"]
+        assert await run.redrive() == 0
+        with pytest.raises(UnknownAgent, match="there are prices"):
+            await run.dead_letters("price")
