@@ -276,7 +276,7 @@ class Cluster:
         """One of the workers that serve, as soon as one does."""
         serving: list[Running] = []
         self.until(lambda: serving.extend(self.workers()) or serving, "a worker that serves")
-        return rng.choice(serving)
+        return serving[int(rng.random() * len(serving))]  # one draw, however many there are
 
     def whole(self) -> bool:
         """Whether just the workers that are wanted serve."""

@@ -360,11 +360,12 @@ class _Work:
             NodeError: none has any.
         """
         found: tuple[Running, dict[tuple[str, int], int], int] | None = None
+        order = rng.random()  # drawn once, so that the same seed goes on in the same way however often we look
 
         def look() -> bool:
             nonlocal found
             workers = self.cluster.workers()
-            for worker in rng.sample(workers, len(workers)):
+            for worker in random.Random(order).sample(workers, len(workers)):
                 with suppress(BrokerError):  # a broker may be down at this moment, by another fault
                     ends = self._ends(worker)
                     if (count := self.unfinished(ends)) and worker.process.alive():
