@@ -77,8 +77,9 @@ class Ownership:
         Raises:
             NotOwner: another worker's newer claim came between. DeliveryError: Kafka did not take it.
         """
-        # What the commit's note says may lie below what retention has left.
-        self.view.position = await self._journal.follow(self)
+        start = await self._journal.follow(self)
+        # What the commit's note says may lie below what retention has left; and some was perhaps read by now.
+        self.view.position = max(self.view.position, start)
         await self._append("claim", {}, key=None)
 
     async def write(self, kind: Kind, entry: Mapping[str, Any], *, conversation_id: str) -> int:

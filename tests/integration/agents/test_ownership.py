@@ -10,14 +10,16 @@ import pytest
 
 from llmagentos.agents.testing.run import running
 from llmagentos.streams import ownership
-from llmagentos.streams.admin import Admin
+from llmagentos.streams.admin import Admin, ensure_topics
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.gate import decode_note
 from llmagentos.streams.journal import SUBJECT, Note
 from llmagentos.streams.message import Message, child_id
+from llmagentos.streams.ownership import Ownership
 from llmagentos.streams.producer import MESSAGE_ID, Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.topology import named
 from llmagentos.streams.wire import Codec
 
 from .reading import read_topic
@@ -82,6 +84,27 @@ async def test_a_worker_that_meets_a_late_claim_claims_again_and_loses_nothing(
     assert first_time == texts
     await send(settings, "clerk", "c", "after")
     await until(lambda: handled(file)[-1] == "after")
+
+
+async def test_what_is_read_before_a_claim_learns_where_reading_began_counts(settings: Settings) -> None:
+    """Seen: the position went back to the beginning then, and the claim waited for ever for its own record."""
+
+    class Quick(ownership.Journal):
+        async def follow(self, ownership: Ownership) -> int:
+            start = await super().follow(ownership)
+            await until(lambda: ownership.view.position > start)
+            return start
+
+    await asyncio.to_thread(ensure_topics, settings, [named("journal.NAME").of("clerk")])
+    await write(settings, "clerk", 0, kind="claim")
+    codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
+    async with Producer(settings) as producer:
+        journal = Quick(settings, producer, codec, writer="test", broken=lambda error: pytest.fail(repr(error)))
+        try:
+            async with asyncio.timeout(10):
+                await journal.claim(settings.topic("journal.clerk"), 0, Note(), lambda: None)
+        finally:
+            await journal.stop()
 
 
 async def test_outputs_that_are_recorded_are_sent_and_the_handler_is_not_run(
