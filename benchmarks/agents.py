@@ -23,9 +23,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import peers
 import transport
 from cluster import cluster
 from rich.console import Console
@@ -36,7 +38,8 @@ from llmagentos.streams.settings import Settings
 
 MESSAGES = 200_000
 ROUNDS = 3
-NAMES = ("agents", "transport", "raw")
+#: What runs, and its name in table and figures; `agents` is this benchmark's, the others are of `transport`.
+RUNTIMES = {"agents": "agents", "transport": "ours", "raw": "raw"}
 #: What must hold, as ours to the other's rate.
 MUST = {"transport": 0.6, "raw": 0.25}
 
@@ -115,23 +118,28 @@ def check(settings: Settings, count: int) -> None:
 
 
 def one(name: str, brokers: str, prefix: str, count: int) -> float:
-    """One run in a process of its own; events a second, after its outputs were checked."""
+    """One run in a process of its own; events a second, after its outputs were checked.
+
+    Args:
+        name: `agents`, or of a runtime of the benchmark `transport`.
+    """
     from llmagentos.streams.admin import Admin, ensure_topics
     from llmagentos.streams.topology import named
 
     settings = Settings.load(brokers=brokers, prefix=prefix)
     source, target = f"{prefix}in", f"{prefix}out"
     if name == "agents":
-        topics = [named(kind).of("swap") for kind in ("agent.NAME", "answers.NAME", "dead.NAME")]
+        topics = [named(kind).of("swap") for kind in ("agent.NAME", "answers.NAME", "dead.NAME", "journal.NAME")]
         ensure_topics(settings, [*topics, named("replies"), named("events"), named("cards")])
         asyncio.run(fill(settings, count))
         command = [sys.executable, __file__, "--run", brokers, prefix, str(count)]
     else:
         ensure_topics(settings, [(topic, transport.PARTITIONS, {}) for topic in (source, target)])
         transport.fill(brokers, source, count)
-        run = {"transport": "ours", "raw": "raw"}[name]
-        command = [sys.executable, transport.__file__, "--run", run, brokers, source, target, prefix, str(count)]
-    with tempfile.TemporaryDirectory(prefix="llmagentos-bench-") as folder:
+        count = min(count, transport.SLOW.get(name, count))
+        python = sys.executable if name in ("ours", "raw") else str(peers.ensure())
+        command = [python, transport.__file__, "--run", name, brokers, source, target, prefix, str(count)]
+    with tempfile.TemporaryDirectory(prefix="llmagentos-bench-") as folder:  # Faust keeps state where it runs
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder, check=False)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
@@ -145,28 +153,37 @@ def one(name: str, brokers: str, prefix: str, count: int) -> float:
     return told["events"] / told["seconds"]
 
 
-def compare(brokers: str, messages: int, rounds: int) -> None:
-    """Run the rounds, print the table and the figures."""
-    rates: dict[str, list[float]] = {name: [] for name in NAMES}
+def compare(brokers: str, messages: int, rounds: int, runtimes: Mapping[str, str], must: Mapping[str, float]) -> None:
+    """Run the rounds, print the table and the figures.
+
+    Args:
+        runtimes: what runs, by the name that it has in table and figures; the first is ours.
+        must: what must hold, as ours to the other's rate.
+    """
+    names = list(runtimes)
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        for name in NAMES[turn % 3 :] + NAMES[: turn % 3]:
-            rate = one(name, brokers, f"bench{os.getpid()}-{name}-{turn}.", messages)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            rate = one(runtimes[name], brokers, f"bench{os.getpid()}-{name}-{turn}.", messages)
             rates[name].append(rate)
             print(f"round {turn + 1} {name}: {rate:,.0f}/s", file=sys.stderr)
     middle = {name: statistics.median(found) for name, found in rates.items()}
     table = Table(title=f"{messages:,} events of 163 bytes, 8 partitions, one process, median of {rounds}")
     for column in ("runtime", "events/s", "lowest", "highest", "ours is", "must be"):
         table.add_column(column, justify="left" if column == "runtime" else "right")
-    for name in NAMES:
-        ratio = f"{middle['agents'] / middle[name]:.2f}x" if name != "agents" else ""
-        must = f"{MUST[name]:g}x" if name in MUST else ""
-        table.add_row(name, f"{middle[name]:,.0f}", f"{min(rates[name]):,.0f}", f"{max(rates[name]):,.0f}", ratio, must)
+    for name in names:
+        ratio = f"{middle[names[0]] / middle[name]:.2f}x" if name != names[0] else ""
+        wanted = f"{must[name]:g}x" if name in must else ""
+        table.add_row(
+            name, f"{middle[name]:,.0f}", f"{min(rates[name]):,.0f}", f"{max(rates[name]):,.0f}", ratio, wanted
+        )
     Console().print(table)
     print(json.dumps({name: round(rate) for name, rate in middle.items()}))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(about: str | None = __doc__, runtimes: Mapping[str, str] = RUNTIMES, must: Mapping[str, float] = MUST) -> None:
+    """As the command line says; see :func:`compare`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=MESSAGES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
@@ -176,7 +193,7 @@ def main() -> None:
         print(json.dumps(run_agents(brokers, prefix, int(count))))
         return
     with cluster() as settings:
-        compare(settings.brokers, options.messages, options.rounds)
+        compare(settings.brokers, options.messages, options.rounds, runtimes, must)
 
 
 if __name__ == "__main__":
