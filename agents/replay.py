@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from llmagentos.agents.assignment import Assignment
@@ -97,21 +98,44 @@ class Replay:
             self._broken(error)
 
     def _next(self, most: int) -> list[Entry]:
-        """The next entries to bring, at most *most* and one more chunk, some of each conversation that is ready."""
-        view, journaled = self._assignment.view, self._assignment.journaled
-        entries: list[Entry] = []
-        while self._ready and len(entries) < most:
+        """The next entries to bring, at most *most*: of all that may come next those that lie first in the journal.
+
+        They lie near each other then, whether the conversations were held in turns or one after the other, so that
+        little is read in vain; and many conversations come on at a time.
+        """
+        chunks: dict[str, list[Entry]] = {}
+        heap: list[tuple[int, str, int]] = []  # where the next entry of a conversation lies, and which that is
+        for _ in range(min(len(self._ready), PASS)):
             conversation_id = self._ready.popleft()
-            conversation = view.get(conversation_id)
-            chunk: list[Entry] = []
-            for offset in () if conversation is None or conversation.waits else conversation.order[:CHUNK]:
-                entry = conversation.entries[offset] if conversation is not None else None
-                if entry is None or offset in journaled or (chunk and entry.state == "parked"):
-                    break
-                chunk.append(entry)
+            chunk = self._chunk(conversation_id)
             if chunk:
-                self._in_lanes[conversation_id] = len(chunk)
-                entries += chunk
+                chunks[conversation_id] = chunk
+                heap.append((chunk[0].payload_at, conversation_id, 0))
             else:
                 self._known.discard(conversation_id)
+        heapify(heap)
+        entries: list[Entry] = []
+        while heap and len(entries) < most:
+            _, conversation_id, index = heap[0]
+            chunk = chunks[conversation_id]
+            entries.append(chunk[index])
+            index += 1
+            self._in_lanes[conversation_id] = index
+            if index < len(chunk):
+                heapreplace(heap, (chunk[index].payload_at, conversation_id, index))
+            else:
+                heappop(heap)
+        self._ready.extendleft(reversed([each for each in chunks if each not in self._in_lanes]))
         return entries
+
+    def _chunk(self, conversation_id: str) -> list[Entry]:
+        """What may come next of one conversation."""
+        conversation = self._assignment.view.get(conversation_id)
+        chunk: list[Entry] = []
+        if conversation is not None and not conversation.waits:
+            for offset in conversation.order[:CHUNK]:
+                entry = conversation.entries[offset]
+                if offset in self._assignment.journaled or (chunk and entry.state == "parked"):
+                    break
+                chunk.append(entry)
+        return chunk
