@@ -197,8 +197,9 @@ class View:
             return None
         entry = self._find(record["conversation_id"], offset)
         if kind == "drop":
-            if entry is not None:
-                self._close(entry, at)
+            if entry is None:  # reading began here, for the end is all that was needed
+                entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
+            self._close(entry, at)
             return None
         if kind == "copy" and entry is not None:
             # A wish may have come before it in the log: then the payload stays where it was.

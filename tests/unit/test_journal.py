@@ -1,0 +1,200 @@
+"""The view of a journal against a fold that is written from the protocol alone, over any records in any order.
+
+tests/unit/test_owner.py has owners that write what they may, and read from the note of a commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llmagentos.streams.journal import Note, View
+
+#: What is said of one open message: state, place of its payload, of its park, the wish, and its place.
+Said = tuple[str, int, int, str, int]
+
+
+def record(kind: str, claim: int = -1, offset: int = -1, **fields: Any) -> dict[str, Any]:
+    """A journal record. Offsets lie in conversations by their last bit."""
+    blank = {"at": 0, "refers": -1, "state": "", "record": None, "outputs": [], "cause": "", "detail": {}}
+    of = {"conversation_id": f"c{offset % 2}", "message_id": f"m{offset}"} if offset >= 0 else {"conversation_id": ""}
+    return {"kind": kind, "claim": claim, "offset": offset, "message_id": "", "writer": "", **blank, **of, **fields}
+
+
+def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> tuple[dict[int, Said], dict[int, int]]:
+    """What docs/spec says that a reader believes: of open messages, and the places of the ends of others."""
+    said: dict[int, Said] = {}
+    ended: dict[int, int] = {}
+    for at in range(start, len(log)):
+        entry = log[at]
+        kind, offset = entry["kind"], entry["offset"]
+        if kind == "claim":
+            claim = at
+        elif kind == "reset":
+            ended.clear()
+        elif kind in ("redrive", "discard"):
+            state, place, park, wish, _ = said.get(offset, ("", -1, -1, "", -1))
+            if state == "parked" and park == entry["refers"] and not wish:
+                said[offset] = (state, place, park, kind, at)
+        elif entry["claim"] < claim:
+            continue
+        elif kind == "sent":
+            for done in [o for o, (state, place, *_) in said.items() if state == "done" and place < entry["refers"]]:
+                ended[done] = said.pop(done)[1]
+        elif kind == "drop":
+            said.pop(offset, None)
+            ended[offset] = at
+        elif kind == "copy":
+            known = said.get(offset)
+            if known is None or (known[0] == entry["state"] and known[2] == entry["refers"] and not known[3]):
+                said[offset] = (entry["state"], at, entry["refers"], "", -1)
+        else:
+            state = {"park": "parked", "held": "held", "done": "done"}[kind]
+            said[offset] = (state, at, at if kind == "park" else -1, "", -1)
+    return said, ended
+
+
+def believed(view: View) -> dict[int, Said]:
+    """The same of a view."""
+    return {
+        entry.offset: (entry.state, entry.at, entry.park, entry.wish, entry.wish_at)
+        for conversation in view.open.values()
+        for entry in conversation.entries.values()
+    }
+
+
+OFFSETS = st.integers(0, 5)
+#: Places to refer to; a log has some thirty.
+PLACES = st.integers(0, 30)
+#: How far behind the newest claim a writer's own is.
+STALE = st.sampled_from([0, 0, 0, 1, 2])
+OWNERS = st.sampled_from(["park", "held", "done", "drop", "sent", "copy-parked", "copy-held"])
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(["claim", "claim", "claim", "reset"]), st.just(0), st.just(0), st.just(0)),
+    st.tuples(OWNERS, OFFSETS, STALE, PLACES),
+    st.tuples(st.sampled_from(["redrive", "discard"]), OFFSETS, st.just(0), PLACES),
+)
+
+
+def written(steps: Sequence[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
+    """A log of *steps*. Nobody writes of what has come to its end; references mostly hit."""
+    log: list[dict[str, Any]] = []
+    claims = [-1]
+    for kind, offset, stale, place in steps:
+        claim = claims[max(0, len(claims) - 1 - stale)]
+        said, ended = fold(log)
+        park = said[offset][2] if offset in said and place % 4 else place
+        if kind == "claim":
+            claims.append(len(log))
+            log.append(record("claim"))
+        elif kind == "reset":
+            log.append(record("reset"))
+        elif kind == "sent":
+            log.append(record("sent", claim, refers=place))
+        elif offset in ended:
+            continue
+        elif kind.startswith("copy"):
+            state = kind.removeprefix("copy-")
+            log.append(record("copy", claim, offset, state=state, refers=park if state == "parked" else -1))
+        elif kind in ("redrive", "discard"):
+            edited = {"key": b"k", "value": b"v", "headers": [], "timestamp": 0} if place % 2 else None
+            log.append(record(kind, -1, offset, refers=park, record=edited))
+        else:
+            log.append(record(kind, claim, offset))
+    return log
+
+
+def compare(log: Sequence[Mapping[str, Any]], view_type: type[View]) -> None:
+    """Every prefix of *log* reads the same."""
+    view = view_type()
+    for at, entry in enumerate(log):
+        view.fold(entry, at)
+        said, ended = fold(log[: at + 1])
+        assert believed(view) == said, "believes something else"
+        assert view.ended == ended, "remembers other ends"
+        assert len(view) == len(said)
+        assert view.position == at + 1
+        needed = [place for _, place, _, _, wish_at in said.values() for place in (place, wish_at) if place >= 0]
+        assert view.low() == min([*needed, *ended.values()], default=at + 1), "needs something else"
+        for name, conversation in view.open.items():
+            assert conversation.order == sorted(conversation.entries), "is not in the order of the inbox"
+            assert conversation.order
+            assert conversation.waits == (conversation.first.state == "parked" and not conversation.first.wish)
+            assert {entry.conversation_id for entry in conversation.entries.values()} == {name}
+
+
+@given(st.lists(STEPS, max_size=30).map(written))
+@example(
+    [
+        record("claim"),
+        record("park", 0, 2),
+        record("redrive", offset=2, refers=1),
+        record("copy", 0, 2, state="parked", refers=1),
+    ]
+)
+@settings(max_examples=300, deadline=None)
+def test_a_view_believes_what_the_protocol_says(log: list[dict[str, Any]]) -> None:
+    compare(log, View)
+
+
+class Blind(View):
+    """The seeded bug: a copy counts whatever came before it."""
+
+    def fold(self, record: Mapping[str, Any], at: int) -> Any:
+        entry = self._find(record["conversation_id"], record["offset"])
+        if record["kind"] == "copy" and entry is not None and record["claim"] >= self.claim:
+            self.position = at + 1
+            self._place(entry, record["state"], at, record["refers"])
+            return entry
+        return super().fold(record, at)
+
+
+class Trusting(View):
+    """The seeded bug: void records count."""
+
+    def fold(self, record: Mapping[str, Any], at: int) -> Any:
+        void = record["kind"] != "claim" and record["claim"] < self.claim
+        return super().fold({**record, "claim": self.claim} if void else record, at)
+
+
+class AnyPark(View):
+    """The seeded bug: a wish counts for whatever park there is."""
+
+    def fold(self, record: Mapping[str, Any], at: int) -> Any:
+        entry = self._find(record["conversation_id"], record["offset"])
+        if record["kind"] in ("redrive", "discard") and entry is not None:
+            record = {**record, "refers": entry.park}
+        return super().fold(record, at)
+
+
+class Forgetful(View):
+    """The seeded bug: what is completed and not yet sent is not needed any more."""
+
+    def low(self) -> int:
+        return min((p for p in self._needed if p not in self._unsent), default=self.position)
+
+
+@pytest.mark.parametrize("bug", [Blind, Trusting, AnyPark, Forgetful])
+def test_the_fold_sees_a_bug(bug: type[View]) -> None:
+    @given(st.lists(STEPS, max_size=30).map(written))
+    @settings(max_examples=2_000, deadline=None, database=None, print_blob=False, report_multiple_bugs=False)
+    def seeded(log: list[dict[str, Any]]) -> None:
+        compare(log, bug)
+
+    with pytest.raises(AssertionError, match="believes|needs|remembers"):
+        seeded()
+
+
+@given(st.integers(0, 2**40), st.integers(-1, 2**40), st.integers(-1, 2**40))
+def test_a_note_comes_back_from_its_text(low: int, claim: int, answers: int) -> None:
+    assert Note.parse(str(Note(low, claim, answers))) == Note(low, claim, answers)
+
+
+@given(st.text(max_size=20))
+def test_what_is_no_note_says_to_read_everything_or_is_one(text: str) -> None:
+    note = Note.parse(text)
+    assert note == Note() or Note.parse(str(note)) == note
