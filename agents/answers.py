@@ -62,8 +62,12 @@ class Answers:
         Raises:
             TopicError, BrokerError: the answers can't be read.
         """
-        at = await self._follower.follow(topic, partition, start)
-        self._positions.setdefault((topic, partition), at)
+        place = (topic, partition)
+
+        def starting(offset: int) -> None:
+            self._positions.setdefault(place, offset)
+
+        await self._follower.follow(topic, partition, start, starting=starting)
 
     def position(self, topic: str, partition: int) -> int:
         """Every answer below this offset was read; -1: none is read, as nobody asked."""

@@ -69,6 +69,7 @@ class Follower:
         self._asking = threading.Lock()
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._followed: dict[tuple[str, int], asyncio.Task[int]] = {}
+        self._placed: set[tuple[str, int]] = set()  # those of them that are being read
         self._stopping = threading.Event()
         self._ahead = threading.Semaphore(AHEAD)
         self._assigned = threading.Event()
@@ -76,11 +77,19 @@ class Follower:
         self._thread = threading.Thread(target=self._poll, name=name, daemon=True)
         self._thread.start()
 
-    async def follow(self, topic: str, partition: int, start: int | None = None) -> int:
+    async def follow(
+        self,
+        topic: str,
+        partition: int,
+        start: int | None = None,
+        *,
+        starting: Callable[[int], None] = lambda offset: None,
+    ) -> int:
         """Deliver what is in the partition from *start* on; a second call for it changes nothing.
 
         Args:
             start: an offset; None: the end, so that what is appended from now on is delivered.
+            starting: told what this returns, before anything is delivered.
 
         Returns:
             The offset from which it is followed: *start*, or the nearest that the log has.
@@ -92,7 +101,7 @@ class Follower:
         place = (topic, partition)
         task = self._followed.get(place)
         if task is None:
-            task = self._followed[place] = asyncio.create_task(asyncio.to_thread(self._assign, topic, partition, start))
+            task = self._followed[place] = asyncio.create_task(self._begin(topic, partition, start, starting))
         try:
             return await asyncio.shield(task)
         except (TopicError, BrokerError):
@@ -101,8 +110,9 @@ class Follower:
 
     def unfollow(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Deliver no more from *partitions*."""
-        gone = [place for place in partitions if self._followed.pop(place, None) is not None]
+        gone = [place for place in partitions if self._followed.pop(place, None) is not None and place in self._placed]
         if gone:
+            self._placed.difference_update(gone)
             self._changes.put(lambda: self._consumer.incremental_unassign([TopicPartition(*place) for place in gone]))
 
     async def stop(self) -> None:
@@ -115,11 +125,22 @@ class Follower:
         if self._offsets is not None:
             await asyncio.to_thread(self._offsets.close)
 
-    def _assign(self, topic: str, partition: int, start: int | None) -> int:
+    async def _begin(self, topic: str, partition: int, start: int | None, starting: Callable[[int], None]) -> int:
+        low, end = await asyncio.to_thread(self._watermarks, topic, partition)
+        at = end if start is None else max(low, min(start, end))
+        if self._followed.get((topic, partition)) is not asyncio.current_task():
+            return at  # given up meanwhile
+        starting(at)
+        self._placed.add((topic, partition))
+        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, at)]))
+        self._assigned.set()
+        return at
+
+    def _watermarks(self, topic: str, partition: int) -> tuple[int, int]:
         try:
             with self._asking:
                 self._offsets = self._offsets or confluent_kafka.Consumer(self._config)
-                low, end = watermarks(self._offsets, topic, partition)
+                return watermarks(self._offsets, topic, partition)
         except KafkaException as error:
             reason: KafkaError = error.args[0]
             if reason.code() in (
@@ -134,10 +155,6 @@ class Follower:
             raise BrokerError(
                 f"could not follow {topic} partition {partition}: {reason.str()}", fix="see `llmagentos doctor`"
             ) from None
-        at = end if start is None else max(low, min(start, end))
-        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, at)]))
-        self._assigned.set()
-        return at
 
     def _poll(self) -> None:
         self._assigned.wait()  # a worker that asks nothing polls nothing

@@ -77,9 +77,7 @@ class Ownership:
         Raises:
             NotOwner: another worker's newer claim came between. DeliveryError: Kafka did not take it.
         """
-        start = await self._journal.follow(self)
-        # What the commit's note says may lie below what retention has left; and some was perhaps read by now.
-        self.view.position = max(self.view.position, start)
+        await self._journal.follow(self)
         await self._append("claim", {}, key=None)
 
     async def write(self, kind: Kind, entry: Mapping[str, Any], *, conversation_id: str) -> int:
@@ -212,9 +210,14 @@ class Journal:
         await ownership.claim()
         return ownership
 
-    async def follow(self, ownership: Ownership) -> int:
-        """Read the partition of *ownership* from where its view begins."""
-        return await self._follower.follow(ownership.topic, ownership.partition, ownership.view.position)
+    async def follow(self, ownership: Ownership) -> None:
+        """Read the partition of *ownership* from where its view begins, or the log."""
+
+        def starting(offset: int) -> None:
+            ownership.view.position = offset
+
+        view = ownership.view
+        await self._follower.follow(ownership.topic, ownership.partition, view.position, starting=starting)
 
     def unfollow(self, ownership: Ownership) -> None:
         """Read it no more."""
