@@ -459,18 +459,20 @@ def _by_hand(present: bytes, media: str) -> bytes:
         raise InputError(
             f"no editor: {error.message}", fix="set EDITOR, or give the new body with --body or --body-file"
         ) from error
-    if changed is None or changed == shown:
+    if not json:  # editors put a line end at the end of a file
+        new = (changed or shown) if text.endswith("\n") else (changed or shown).removesuffix("\n")
+    else:
+        try:
+            new = orjson.dumps(orjson.loads(changed or shown)).decode()
+        except orjson.JSONDecodeError as error:
+            raise InputError(
+                f"the new body is not JSON: {error}", kept=f"what you wrote:\n{changed}", fix="edit it again"
+            ) from error
+    if new == (orjson.dumps(value).decode() if json else text):
         raise InputError(
             "the body was not changed, and nothing was done", fix="`llmagentos dead redrive` runs it as it is"
         )
-    if not json:  # editors put a line end at the end of a file
-        return (changed if text.endswith("\n") else changed.removesuffix("\n")).encode()
-    try:
-        return orjson.dumps(orjson.loads(changed))
-    except orjson.JSONDecodeError as error:
-        raise InputError(
-            f"the new body is not JSON: {error}", kept=f"what you wrote:\n{changed}", fix="edit it again"
-        ) from error
+    return new.encode()
 
 
 def _who() -> str:

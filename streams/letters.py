@@ -259,7 +259,9 @@ class Letters:
                 else:  # it was too large for a letter, or never had a value
                     elsewhere.setdefault((letter.topic, letter.inbox_partition), {})[letter.inbox_offset] = letter.id
         for (topic, partition), wanted in elsewhere.items():
-            for offset, record in self.views.spans.pick(topic, partition, wanted).items():
+            low, end = self.views.spans.ends(topic, partition)
+            there = [offset for offset in wanted if low <= offset < end]  # one that is not would be waited for
+            for offset, record in self.views.spans.pick(topic, partition, there).items():
                 found[wanted[offset]] = _kept(record)
         return found
 

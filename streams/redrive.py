@@ -80,6 +80,7 @@ class Redrive:
     def __init__(self, producer: Producer, codec: Codec, letters: Letters, *, writer: str) -> None:
         self._producer = producer
         self._letters = letters
+        self._codec = codec
         self._encode = codec.writer(SUBJECT, "journal")
         self._writer = writer
 
@@ -149,7 +150,7 @@ class Redrive:
             identity = f"{letter.topic}/{letter.inbox_partition}/{letter.inbox_offset}"
             delivery = self._producer.post(
                 letter.topic,
-                record["value"],
+                self._without_deadline(letter, record["value"]) if letter.cause == "expired" else record["value"],
                 record["key"],
                 letter.inbox_partition,
                 [*headers, (REDRIVE, identity.encode())],
@@ -158,6 +159,12 @@ class Redrive:
             outcome.sent.append((letter, delivery))
             sent.append(letter)
         return sent
+
+    def _without_deadline(self, letter: Letter, value: bytes) -> bytes:
+        """A message that expired would do so again."""
+        place = (letter.topic, letter.inbox_partition, letter.inbox_offset)
+        message = self._codec.message(value, *place, -1)
+        return self._codec.encode(Message(message.record | {"deadline": None}))
 
     def _write(self, wish: Wish, letter: Letter, *, refers: int, edited: Edited | None) -> None:
         value = self._encode(
