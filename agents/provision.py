@@ -35,6 +35,7 @@ def provision(settings: Settings, deployment: str, loaded: LoadedModule) -> list
     """
     ensure_topics(settings, [named(name) for name in SHARED])
     codec = Codec(open_registry(settings))
+    codec.prepare()
     known = read_cards(settings, codec)
     for name, agent in loaded.agents.items():
         card = known.get(name)

@@ -48,7 +48,6 @@ from llmagentos.streams.errors import (
     SettingsError,
     TopicError,
 )
-from llmagentos.streams.journal import SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
@@ -155,11 +154,10 @@ class Worker:
         plan = Plan.parse(settings.faults, self.loaded.agents)
         app = self.app = self._make_app()
         codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
-        encode_event = await asyncio.to_thread(codec.writer, "llmagentos.Event", "event")
-        encode_dead_letter = await asyncio.to_thread(codec.writer, "llmagentos.DeadLetter", "dead_letter")
-        await asyncio.to_thread(codec.writer, "llmagentos.Message", "message")
+        await asyncio.to_thread(codec.prepare)
+        encode_event = codec.writer("llmagentos.Event", "event")
+        encode_dead_letter = codec.writer("llmagentos.DeadLetter", "dead_letter")
         answers = Answers(settings, codec, name=self.name)
-        await asyncio.to_thread(codec.writer, SUBJECT, "journal")
         status: asyncio.Task[None] | None = None
         journal: Journal | None = None
         try:

@@ -8,6 +8,7 @@ format of Confluent's own, so that a real registry can take it over.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -49,6 +50,13 @@ class Registry(Protocol):
 
         Raises:
             IncompatibleSchema: records of an earlier version can't be read with it; nothing was registered.
+        """
+        ...
+
+    def register_all(self, schemas: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+        """As :meth:`register`, for several subjects, in fewer steps where that is possible: their ids by subject.
+
+        Where one is refused, others may be registered or not.
         """
         ...
 

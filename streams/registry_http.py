@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -98,6 +99,9 @@ class HttpRegistry:
                 self._ids[answer["id"]] = schema
                 return answer["id"]
         raise AssertionError("the last try returns or raises")
+
+    def register_all(self, schemas: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+        return {subject: self.register(subject, schema) for subject, schema in schemas.items()}
 
     def close(self) -> None:
         self._client.close()

@@ -14,6 +14,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 import confluent_kafka
@@ -203,31 +204,39 @@ class LogRegistry:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def register(self, subject: str, schema: dict[str, Any]) -> int:
+        return self.register_all({subject: schema})[subject]
+
+    def register_all(self, schemas: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+        """As :meth:`register`, in one transaction: all that are new, or none."""
         with self._lock:
             self._read()
             until = time.monotonic() + CONTENDED_FOR_S
             made = False
             while True:
-                known = self._id(subject, schema)
-                if known is not None:
-                    return known
-                refuse_breaks(subject, schema, self._versions(subject))
+                if not (new := self._new(schemas)):
+                    return {subject: self._ids_of(subject, schema)[0] for subject, schema in schemas.items()}
+                for subject, schema in new.items():
+                    refuse_breaks(subject, schema, self._versions(subject))
                 if not made:
                     self._make_topic()
                     made = True
                 try:
-                    self._append(subject, schema)
+                    self._append(new)
                 except KafkaException as error:
                     if error.args[0].code() not in _FENCED or time.monotonic() > until:
                         raise self._failure(error, "write") from error
                     time.sleep(random.uniform(0.01, 0.2))  # let the one that fenced us end
                 self._read()
 
-    def _id(self, subject: str, schema: dict[str, Any]) -> int | None:
-        return next((version.id for version in self._versions(subject) if version.schema == schema), None)
+    def _ids_of(self, subject: str, schema: dict[str, Any]) -> list[int]:
+        """Of the versions of *subject* that are *schema*: one or none."""
+        return [version.id for version in self._versions(subject) if version.schema == schema]
 
-    def _append(self, subject: str, schema: dict[str, Any]) -> None:
-        """One new version, decided on and written while nobody else can.
+    def _new(self, schemas: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return {subject: schema for subject, schema in schemas.items() if not self._ids_of(subject, schema)}
+
+    def _append(self, schemas: Mapping[str, dict[str, Any]]) -> None:
+        """A new version of each subject, decided on and written while nobody else can.
 
         Raises:
             KafkaException: a later writer fenced this one, so nothing was written; or the cluster failed.
@@ -238,17 +247,24 @@ class LogRegistry:
         )
         producer.init_transactions(TIMEOUT_S)
         self._read()
-        if self._id(subject, schema) is not None:
+        schemas = self._new(schemas)
+        if not schemas:
             return
-        versions = self._versions(subject)
-        refuse_breaks(subject, schema, versions)
-        schema_id = next((i for i, known in self._ids.items() if known == schema), max(self._ids, default=0) + 1)
-        version = versions[-1].version + 1 if versions else 1
-        # The order of the keys is Confluent's: compaction compares bytes.
-        key = {"keytype": "SCHEMA", "subject": subject, "version": version, "magic": 1}
-        value = {"subject": subject, "version": version, "id": schema_id, "schema": json.dumps(schema)}
+        ids = dict(self._ids)
+        records: list[tuple[bytes, bytes]] = []
+        for subject, schema in schemas.items():
+            versions = self._versions(subject)
+            refuse_breaks(subject, schema, versions)
+            schema_id = next((i for i, known in ids.items() if known == schema), max(ids, default=0) + 1)
+            ids[schema_id] = schema
+            version = versions[-1].version + 1 if versions else 1
+            # The order of the keys is Confluent's: compaction compares bytes.
+            place = {"keytype": "SCHEMA", "subject": subject, "version": version, "magic": 1}
+            fields = {"subject": subject, "version": version, "id": schema_id, "schema": json.dumps(schema)}
+            records.append((_json(place), _json(fields | {"deleted": False})))
         producer.begin_transaction()
-        producer.produce(self._topic, _json(value | {"deleted": False}), _json(key), partition=0)
+        for key, value in records:
+            producer.produce(self._topic, value, key, partition=0)
         producer.commit_transaction(TIMEOUT_S)
 
     def _make_topic(self) -> None:

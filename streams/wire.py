@@ -97,6 +97,17 @@ class Codec:
             self._writers[subject, name] = known
         return known
 
+    def prepare(self) -> None:
+        """Register all of our schemas, each under its full name, in one go; raises as :meth:`writer` does.
+
+        One by one, each costs a transaction of the log-backed registry, which a first deployment waits for.
+        """
+        ids = self.registry.register_all(self._ours)
+        for name in schemas.NAMES:
+            schema = schemas.load(name)
+            subject = full_name(schema)
+            self._writers.setdefault((subject, name), _encoder(schema, ids[subject]))
+
     def encode(self, message: Message) -> bytes:
         """*message* as a record's value; raises as :meth:`writer` and its encoder do."""
         encode = self._encode_message

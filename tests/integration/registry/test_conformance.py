@@ -39,6 +39,21 @@ def test_a_schema_keeps_its_id(registry: Registry, place: Place, subject: str) -
     other.close()
 
 
+def test_several_are_registered_at_once(registry: Registry, place: Place, subject: str) -> None:
+    one, two, three = (f"{subject}{name}" for name in ("One", "Two", "Three"))
+    first, second = (record(name, text="string") for name in (one, two))
+    known = registry.register(one, first)
+    ids = registry.register_all({one: first, two: second, three: first})
+    assert ids == {one: known, two: ids[two], three: known}
+    assert ids[two] != known
+    other = place.open()
+    assert [other.latest(name).id for name in (one, two, three)] == list(ids.values())
+    with pytest.raises(IncompatibleSchema, match="number"):
+        other.register_all({one: first, two: record(two, number="int")})
+    assert len(other.versions(two)) == 1
+    other.close()
+
+
 def test_versions_count_from_one(registry: Registry, subject: str) -> None:
     first = record(subject, name="string")
     second = record(subject, name="string", age=("int", 0))
