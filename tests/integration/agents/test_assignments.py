@@ -86,6 +86,7 @@ async def hands(settings: Settings) -> AsyncIterator[Hands]:
             committed=lambda tp: 0,
             begin_again=made.begun_again.append,
             broken=lambda error: pytest.fail(repr(error)),
+            told=lambda kind, **detail: None,
         )
         yield made
         await made.inbox.stop()

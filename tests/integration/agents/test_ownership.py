@@ -90,10 +90,10 @@ async def test_what_is_read_before_a_claim_learns_where_reading_began_counts(set
     """Seen: the position went back to the beginning then, and the claim waited for ever for its own record."""
 
     class Quick(ownership.Journal):
-        async def follow(self, ownership: Ownership) -> int:
-            start = await super().follow(ownership)
+        async def follow(self, ownership: Ownership) -> None:
+            start = ownership.view.position
+            await super().follow(ownership)
             await until(lambda: ownership.view.position > start)
-            return start
 
     await asyncio.to_thread(ensure_topics, settings, [named("journal.NAME").of("clerk")])
     await write(settings, "clerk", 0, kind="claim")
