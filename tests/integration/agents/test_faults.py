@@ -16,15 +16,18 @@ from llmagentos.streams.errors import SettingsError
 class Ledger:
     """The effects of an agent outside of Kafka, as they happen."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, *, blocking: bool = False, retries: int = 2) -> None:
         self.effects: list[tuple[str, str]] = []  # conversation, message id
 
-        @agent("till", backoff=0.0, **options)  # pyright: ignore[reportArgumentType]
-        async def till(message, ctx):
+        def plain(message, ctx):
             self.effects.append((message.conversation_id, message.message_id))
             return message.text
 
-        self.agent = till
+        async def till(message, ctx):
+            return plain(message, ctx)
+
+        how = "thread" if blocking else None
+        self.agent = agent("till", retries=retries, backoff=0.0, blocking=how)(plain if blocking else till)
 
     @property
     def times(self) -> Counter[str]:
@@ -99,8 +102,8 @@ async def test_a_lost_reply_is_an_effect_of_which_nobody_hears(agents: Agents) -
     assert Counter(message.text for message in outputs) == dict.fromkeys(ids, 1)
 
 
-async def test_a_fault_that_goes_on_ends_as_a_dead_letter(agents: Agents) -> None:
-    ledger = Ledger(retries=1)
+async def test_a_fault_that_goes_on_ends_as_a_dead_letter_of_a_thread_too(agents: Agents) -> None:
+    ledger = Ledger(retries=1, blocking=True)
     async with agents.run(ledger.agent, faults="reply-lost@till=1") as run:
         await run.send("till", "x", conversation="c")
         (dead,) = await run.dead_letters()
