@@ -35,9 +35,15 @@ class Poisoned(Exception):
     """What the handling of this message depends on is out of order."""
 
 
+#: Each poisonous message is bad in its own way. Were all alike, they would look like an outage, and the circuit breaker
+#: would have them wait in place of becoming dead letters.
+KINDS = tuple(type(f"Poisoned{number}", (Poisoned,), {}) for number in range(100))
+
+
 def _check(work: dict[str, Any], name: str) -> None:
     if work["poison"] == name and not Path(os.environ[MENDED]).exists():
-        raise Poisoned(f"turn {work['turn']} can't be handled by {name}")
+        kind = KINDS[google_crc32c.value(work["text"].encode()) % len(KINDS)]
+        raise kind(f"turn {work['turn']} can't be handled by {name}")
 
 
 @agent("first", retries=1, backoff=0.05)

@@ -43,6 +43,9 @@ STALL_S = 60.0
 #: Between two looks at what goes on.
 LOOK_S = 0.5
 
+#: What is redriven is handled within seconds; for a machine that does much else, so many times a stall.
+REDRIVE_STALLS = 3
+
 #: The ledger is a small Python process.
 LEDGER_START_S = 30.0
 
@@ -334,7 +337,16 @@ class _Run:
             "LLMAGENTOS_BROKERS": settings.brokers,
             "LLMAGENTOS_PREFIX": settings.prefix,
         }
-        words = ("dead", "redrive", "--cause", "failed", "--yes", "--wait", "--timeout", f"{self.stall_s:.0f}")
+        words = (
+            "dead",
+            "redrive",
+            "--cause",
+            "failed",
+            "--yes",
+            "--wait",
+            "--timeout",
+            f"{REDRIVE_STALLS * self.stall_s:.0f}",
+        )
         for _ in range(2):
             done = subprocess.run(
                 [sys.executable, "-m", "llmagentos.cli.main", *words],

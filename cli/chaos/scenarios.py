@@ -43,13 +43,17 @@ class Scenario:
 
 
 SCENARIOS: tuple[Scenario, ...] = (
-    Scenario("kill-workers", "30 x kill -9 of workers with work in flight", ("kill-workers",), redelivers=True),
+    Scenario(
+        "kill-workers", "30 x kill -9 of workers with work in flight", ("kill-workers",), seconds=180.0, redelivers=True
+    ),
     Scenario("kill-brokers", "kill -9 of each broker in turn, one down for 70 s", ("kill-brokers",)),
-    Scenario("freeze-worker", "SIGSTOP of a worker beyond its session, then SIGCONT", ("freeze-worker",)),
-    Scenario("partition", "60 s without a network between one worker and the brokers", ("partition",)),
+    Scenario(
+        "freeze-worker", "SIGSTOP of a worker beyond its session, then SIGCONT", ("freeze-worker",), redelivers=True
+    ),
+    Scenario("partition", "60 s without a network between one worker and the brokers", ("partition",), redelivers=True),
     Scenario("redis", "Redis killed, and emptied", ("redis",)),
     Scenario("disk-full", "one broker's disk is full", ("disk-full",)),
-    Scenario("kill-supervisor", "kill -9 of the supervisor, then of a worker", ("kill-supervisor",)),
+    Scenario("kill-supervisor", "kill -9 of the supervisor, then of a worker", ("kill-supervisor",), redelivers=True),
     Scenario("duplicates", "1 % of the messages produced twice", duplicates=DUPLICATES),
     Scenario("poison", "0.1 % of the messages undecodable or failing", poison=POISON),
     Scenario("scale", "3 workers, 6, then 2", ("scale",)),
@@ -58,7 +62,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario(
         "combined",
         "workers killed, frozen and scaled, brokers killed, Redis lost; duplicates and poison",
-        ("kill-workers", "kill-brokers", "freeze-worker", "redis"),
+        ("kill-workers", "freeze-worker", "scale", "kill-brokers", "redis"),
+        seconds=240.0,
         poison=POISON,
         duplicates=DUPLICATES,
         redelivers=True,

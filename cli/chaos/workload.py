@@ -109,9 +109,9 @@ def make_input(scenario: Scenario, seed: int, data: Path | None) -> list[Line]:
         start = rng.uniform(0, 1 - lasts)
         at = sorted(start + rng.random() * lasts for _ in range(length))
         conversation = f"c{number:05d}"
-        parked = False  # one is enough: whether a second one behind it fails depends on when it was mended
+        parked = False  # then no more poison: what is held behind it dies, if at all, when it was mended
         for turn in range(length):
-            poison = _poison(rng, parked) if rng.random() < scenario.poison else ""
+            poison = _poison(rng) if rng.random() < scenario.poison and not parked else ""
             parked = parked or poison not in ("", "undecodable")
             line = Line(
                 str(uuid.uuid5(_NAMESPACE, f"{seed}/{scenario.name}/{conversation}/{turn}")),
@@ -128,8 +128,8 @@ def make_input(scenario: Scenario, seed: int, data: Path | None) -> list[Line]:
     return [line for _, line in sends]
 
 
-def _poison(rng: random.Random, parked: bool) -> Poison:
-    return "undecodable" if parked or rng.random() < 0.5 else rng.choice(("first", "second", "third"))
+def _poison(rng: random.Random) -> Poison:
+    return "undecodable" if rng.random() < 0.5 else rng.choice(("first", "second", "third"))
 
 
 def _lengths(found: Sequence[int], total: int) -> list[int]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from llmagentos.agents import inbox
 from llmagentos.cli.chaos import chain
-from llmagentos.cli.chaos.chain import first, second
 from llmagentos.cli.chaos.ledger import Ledger
 from llmagentos.streams.dedup import Dedup
 from llmagentos.streams.gate import CommitGate
@@ -25,10 +24,11 @@ from llmagentos.streams.transport.consumer import Consumer
 #: Effects of the gate's bug take so long: longer than two commits, so that one of them passes each effect.
 SLOW_S = 0.5
 
-#: With the bug of the claims, a failing message is tried for so long: the worker is frozen in the middle of it.
-BACKOFF_S = 1.0
+#: For the bug of the claims a failing message is tried for so long: the worker is frozen in the middle of some, and
+#: others have parked them by the time that it wakes (10 s, less a session of 3 s).
+BACKOFF_S = 3.0
 
-third = chain.third
+first, second, third = chain.first, chain.second, chain.third
 
 
 def gate() -> None:
@@ -92,7 +92,7 @@ BUGS = {bug.__name__: bug for bug in (gate, dedup, held, claims, commit)}
 
 name = os.environ.get("LLMAGENTOS_TEST_BUG", "")
 if name.startswith("claims"):
-    third = replace(chain.third, backoff_s=BACKOFF_S)
+    first, second, third = (replace(agent, backoff_s=BACKOFF_S) for agent in (first, second, third))
 if name in BUGS:
     BUGS[name]()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 
 from llmagentos.agents import Message
 from llmagentos.cli.chaos import cluster as clusters
@@ -25,7 +26,7 @@ from llmagentos.cli.chaos.cluster import SMALL_DISK, Cluster
 from llmagentos.cli.chaos.doctor import NEEDS, Need, faketime_library, lacking
 from llmagentos.cli.chaos.faults import FAULTS, Fired
 from llmagentos.cli.chaos.network import Namespace
-from llmagentos.streams.admin import Admin
+from llmagentos.streams.admin import Admin, ensure_topics
 from llmagentos.streams.errors import NodeError
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.wire import Codec
@@ -203,6 +204,15 @@ def test_a_clock_that_was_not_set_does_not_pass_for_a_fault(cluster: Cluster, mo
     monkeypatch.setattr("llmagentos.cli.chaos.faults.off_by", lambda seconds, folder: "env")
     with pytest.raises(NodeError, match="is off by -?[01], not"):
         do(cluster, "clock", 0)
+
+
+def test_a_new_topic_is_known_to_every_broker(cluster: Cluster) -> None:
+    names = [cluster.settings.topic(f"new-{number}") for number in range(3)]
+    for name in names:
+        ensure_topics(cluster.settings, [(name, 8, {})])
+        for place in cluster.settings.brokers.split(","):
+            client = AdminClient({"bootstrap.servers": place})
+            assert client.list_topics(timeout=10).topics.get(name) is not None
 
 
 def test_a_broker_that_is_not_there(cluster: Cluster) -> None:
