@@ -34,6 +34,13 @@ KILL = {
     "python check.py": ["none lost, none twice, all in order"],
     "--conversation account-7": ["payment 1 booked", "payment 30 booked"],
 }
+REDRIVE = {
+    "cat ledger.txt": ["8 messages to", "ada deposit +100", "bob deposit +10", "eve deposit +50"],
+    "dead show --conversation ada": ["parked", "2 messages held behind it", "transfer 20", "KeyError: 'transfer'"],
+    "--conversation ada --dry-run": ["1 parked message of bank would be run again, and then 2 messages held behind"],
+    "grep bob": ["bob deposit +10\nbob withdraw -10\nbob deposit +7\n"],
+    "tail --conversation bob": ["no dead letter waits", "withdraw ten", "ValueError", "booked: -10"],
+}
 FAULTS = {
     "--fault fail=0.3": ["faults are on: fail=0.3,duplicate=0.2,seed=7", "Hello, Eve!", "FAULTS ARE ON, on purpose"],
     "deploy hello.py\n": ["hello runs with 1 worker"],
@@ -108,6 +115,15 @@ def test_killing_it_in_the_middle(shell: dict[str, str], tmp_path: Path) -> None
             connection.execute(harm)
         quick = typed("sed -i s/+\\ 60/+\\ 1/ check.py; python check.py", shell, ledger.parent, status=1)
         assert "1 accounts have lost, doubled or disordered payments" in quick
+
+
+@pytest.mark.timeout(300)
+def test_fixing_and_redriving_a_conversation(shell: dict[str, str], tmp_path: Path) -> None:
+    said = follow("tutorials/redrive.md", shell, tmp_path, REDRIVE)
+    assert "withdraw" not in said["cat ledger.txt"]
+    ledger = ["ada deposit +100\n", "ada transfer -20\n", "ada withdraw -30\n", "ada deposit +5\n"]
+    assert "".join(ledger) in said["--conversation ada --dry-run"]
+    assert (tmp_path / "ledger.txt").read_text().count("\n") == 8  # the second redrive did nothing
 
 
 @pytest.mark.timeout(300)
