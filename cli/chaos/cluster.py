@@ -48,6 +48,8 @@ _DISK_MB = 2_048
 #: In the temporary folder; the number is the id of the process whose run it is.
 _HOME = "llmagentos-chaos-"
 
+_WORKER_SH_NAME = "worker.sh"
+
 #: What starts a worker: the file named as its index, where there is one, holds words to put before the command.
 _WORKER_SH = """\
 place=
@@ -80,13 +82,11 @@ class Running:
     Attributes:
         index: its number in the deployment.
         process: for certain.
-        in_flight: messages that it had in hand when it last said so.
-        assigned: its partitions then, (topic, partition).
+        assigned: its partitions when it last said so, (topic, partition).
     """
 
     index: int
     process: Process
-    in_flight: int
     assigned: tuple[tuple[str, int], ...]
 
     @property
@@ -156,7 +156,7 @@ class Cluster:
         self.node.up(BROKERS)
         (self.home / "settings.toml").touch()  # nobody's llmagentos.toml has a say here
         (self.home / "places").mkdir()
-        self._worker_sh = self.home / "worker.sh"
+        self._worker_sh = self.home / _WORKER_SH_NAME
         self._worker_sh.write_text(
             _WORKER_SH.format(places=shlex.quote(str(self._places)), python=shlex.quote(sys.executable)),
             encoding="utf-8",
@@ -269,7 +269,7 @@ class Cluster:
             if status.pid == record.process.pid and status.state == "running":
                 places = (place.rpartition(":") for place in status.assigned)
                 assigned = tuple((topic, int(partition)) for topic, _, partition in places)
-                found.append(Running(record.index, record.process, status.in_flight, assigned))
+                found.append(Running(record.index, record.process, assigned))
         return found
 
     def any_worker(self, rng: random.Random) -> Running:
@@ -278,11 +278,14 @@ class Cluster:
         self.until(lambda: serving.extend(self.workers()) or serving, "a worker that serves")
         return serving[int(rng.random() * len(serving))]  # one draw, however many there are
 
+    @property
+    def wanted(self) -> int:
+        """How many workers the deployment shall have."""
+        return Deployments(self.home).get(self.name).workers
+
     def whole(self) -> bool:
         """Whether just the workers that are wanted serve."""
-        deployments = Deployments(self.home)
-        wanted, running = deployments.get(self.name), self.workers()
-        return len(running) == wanted.workers == len(deployments.workers(self.name))
+        return len(self.workers()) == self.wanted == len(Deployments(self.home).workers(self.name))
 
     def scale(self, workers: int) -> None:
         """Have *workers* workers; returns when they serve."""
@@ -308,6 +311,11 @@ class Cluster:
 
         self.until(again, f"worker {index} serves again after its restart")
         return again()[0]
+
+    def kill(self, process: Process, what: str) -> None:
+        """End *process* by SIGKILL; returns when it is dead."""
+        os.kill(process.pid, signal.SIGKILL)
+        self.until(lambda: not process.alive(), f"the end of {what} (pid {process.pid}) by SIGKILL")
 
     def place(self, index: int, words: str) -> None:
         """Let the next processes of worker *index* begin with *words* before their command; "" as usual."""
@@ -358,8 +366,7 @@ def _remove(home: Path) -> None:
     supervisor = Deployments(home).supervisor()
     if supervisor is not None:  # first, else it starts workers again
         _kill([psutil.Process(supervisor.pid)])
-    folder = str(home / "deployments")
-    _kill([process for process in psutil.process_iter() if _is_of(process, folder)])
+    _kill([process for process in psutil.process_iter() if _is_of(process, home)])
     node = Node(Settings.load(home=home, brokers="", redis=""))
     with suppress(NodeError):  # it may have got no further than this folder
         for part in (*map(node.broker, range(1, BROKERS + 1)), node.valkey()):
@@ -374,12 +381,14 @@ def _remove(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
 
 
-def _is_of(process: psutil.Process, folder: str) -> bool:
-    """Whether it is a worker whose files lie below *folder*."""
+def _is_of(process: psutil.Process, home: Path) -> bool:
+    """Whether it is one of our programs (a worker, the ledger) with files below *home*."""
     try:
-        return any(word.startswith(f"{folder}/") for word in process.cmdline())
+        words = process.cmdline()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
+    ours = any(word.startswith("llmagentos.") or word.endswith(f"/{_WORKER_SH_NAME}") for word in words)
+    return ours and any(word == str(home) or word.startswith(f"{home}/") for word in words)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

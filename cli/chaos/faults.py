@@ -133,23 +133,35 @@ def _kill_workers(cluster: Cluster, rng: random.Random, seconds: float) -> Itera
     for _ in range(max(1, round(seconds / _KILL_EVERY_S))):
         next_at = time.monotonic() + _KILL_EVERY_S
         cluster.pause(rng.uniform(0, 1))  # not always at the same moment of a worker's life
-        victim, ends, count = work.find_busy(rng)
-        os.kill(victim.pid, signal.SIGKILL)
-        cluster.until(lambda: not victim.process.alive(), f"the end of worker {victim.index} by SIGKILL")  # noqa: B023
-        with suppress(BrokerError):  # then a broker died at this moment, by another fault
-            count = work.unfinished(ends)
+        victim, left = _kill_busy(cluster, work, rng)
         yield _fired(
             "kill-workers",
-            f"worker {victim.index} (pid {victim.pid}) died of SIGKILL and left {count} messages unfinished, "
-            f"{victim.in_flight} of them in hand when it last said so",
+            f"worker {victim.index} (pid {victim.pid}) died of SIGKILL and left {left} messages unfinished",
         )
         cluster.pause(max(0.0, next_at - time.monotonic()))
+
+
+def _kill_busy(cluster: Cluster, work: _Work, rng: random.Random) -> tuple[Running, int]:
+    """Kill a worker, and return it with the number of messages that it left unfinished, which is not 0."""
+    while True:
+        victim = work.find_busy(rng)
+        with suppress(ProcessLookupError, BrokerError):  # it ended, or a broker did: another fault was quicker
+            # It stands still while we look, for less than a session, so that it can't finish meanwhile.
+            os.kill(victim.pid, signal.SIGSTOP)
+            try:
+                if left := work.unfinished(victim):
+                    cluster.kill(victim.process, f"worker {victim.index}")
+                    return victim, left
+            finally:
+                with suppress(ProcessLookupError):
+                    os.kill(victim.pid, signal.SIGCONT)
+        cluster.pause(rng.uniform(0, 0.1))
 
 
 @_fault("freeze-worker", "workers", 20, 6)
 def _freeze_worker(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """A worker is stopped (SIGSTOP) until others have its partitions, and then wakes up (SIGCONT)."""
-    victim, _, _ = _Work(cluster).find_busy(rng)
+    victim = _Work(cluster).find_busy(rng)
     process = psutil.Process(victim.pid)
     began = time.monotonic()
     os.kill(victim.pid, signal.SIGSTOP)
@@ -229,7 +241,7 @@ def _clock(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fir
 @_fault("scale", "workers", 60, 6)
 def _scale(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """The deployment is scaled from 3 workers to 6, to 2, and back."""
-    before = len(cluster.workers())
+    before = cluster.wanted
     try:
         for workers in (6, 2):
             cluster.scale(workers)
@@ -262,13 +274,11 @@ def _kill_supervisor(cluster: Cluster, rng: random.Random, seconds: float) -> It
     if running is None:
         raise NodeError(f"no supervisor runs in {cluster.home}")
     try:
-        os.kill(running.pid, signal.SIGKILL)
-        cluster.until(lambda: not running.alive(), "the end of the supervisor by SIGKILL")
+        cluster.kill(running, "the supervisor")
         yield _fired("kill-supervisor", f"the supervisor (pid {running.pid}) died of SIGKILL")
         cluster.pause(seconds / 2)
         victim = cluster.any_worker(rng)
-        os.kill(victim.pid, signal.SIGKILL)
-        cluster.until(lambda: not victim.process.alive(), f"the end of worker {victim.index} by SIGKILL")
+        cluster.kill(victim.process, f"worker {victim.index}")
         yield _fired("kill-supervisor", f"worker {victim.index} (pid {victim.pid}) died of SIGKILL, unsupervised")
         cluster.pause(seconds / 2)
     finally:
@@ -353,13 +363,13 @@ class _Work:
         self.cluster = cluster
         self._admin = Admin(cluster.settings, timeout_s=10)
 
-    def find_busy(self, rng: random.Random) -> tuple[Running, dict[tuple[str, int], int], int]:
-        """A worker with unfinished messages, the ends of its partitions, and how many they are.
+    def find_busy(self, rng: random.Random) -> Running:
+        """A worker with unfinished messages.
 
         Raises:
             NodeError: none has any.
         """
-        found: tuple[Running, dict[tuple[str, int], int], int] | None = None
+        found: Running | None = None
         order = rng.random()  # drawn once, so that the same seed goes on in the same way however often we look
 
         def look() -> bool:
@@ -367,9 +377,8 @@ class _Work:
             workers = self.cluster.workers()
             for worker in random.Random(order).sample(workers, len(workers)):
                 with suppress(BrokerError):  # a broker may be down at this moment, by another fault
-                    ends = self._ends(worker)
-                    if (count := self.unfinished(ends)) and worker.process.alive():
-                        found = worker, ends, count
+                    if self.unfinished(worker) and worker.process.alive():
+                        found = worker
                         return True
             return False
 
@@ -377,23 +386,22 @@ class _Work:
         assert found is not None
         return found
 
-    def unfinished(self, ends: dict[tuple[str, int], int]) -> int:
-        """How many messages below *ends* are not finished by what is committed now."""
-        commits = self._admin.commits(self.cluster.name, sorted({topic for topic, _ in ends}))
+    def unfinished(self, worker: Running) -> int:
+        """How many messages in *worker*'s partitions are not finished, by what is committed now."""
+        topics = sorted({topic for topic, _ in worker.assigned})
+        latest = OffsetSpec.latest()
+        assert latest is not None
+        ends = {topic: self._admin.offsets(topic, latest) for topic in topics}
+        commits = self._admin.commits(self.cluster.name, topics)
         count = 0
-        for place, end in ends.items():
-            committed, metadata = commits.get(place, (0, ""))
+        for topic, partition in worker.assigned:
+            end = ends[topic][partition]
+            committed, metadata = commits.get((topic, partition), (0, ""))
             above = sum(
                 min(last + 1, end) - first for first, last in decode_finished(committed, metadata) if first < end
             )
             count += max(0, end - committed - above)
         return count
-
-    def _ends(self, worker: Running) -> dict[tuple[str, int], int]:
-        latest = OffsetSpec.latest()
-        assert latest is not None
-        ends = {topic: self._admin.offsets(topic, latest) for topic in {topic for topic, _ in worker.assigned}}
-        return {(topic, partition): ends[topic][partition] for topic, partition in worker.assigned}
 
 
 def _assigned(cluster: Cluster, index: int) -> bool:

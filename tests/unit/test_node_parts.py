@@ -194,6 +194,13 @@ class TestDaemon:
             assert found is not None, "a process that is being executed has no command line yet"
             assert not psutil.pid_exists(started.pid)
 
+    def test_one_that_is_killed_died_of_it(self, tmp_path: Path):
+        one = daemon(tmp_path)
+        assert one.kill() is None
+        started = one.start(sleeper(tmp_path))
+        assert one.kill() == started.pid
+        assert one.exited()
+
     def test_one_that_does_not_heed_is_killed(self, tmp_path: Path):
         one = daemon(tmp_path)
         code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
@@ -286,6 +293,15 @@ def test_three_brokers_keep_three_copies(tmp_path: Path):
     assert settings["controller.quorum.voters"] == "1@127.0.0.1:2001,2@127.0.0.1:2002,3@127.0.0.1:2003"
     assert settings["num.io.threads"] == "2"
     assert all("0.0.0.0" not in value for value in settings.values())
+
+
+def test_a_broker_names_each_client_the_address_by_which_it_came(tmp_path: Path):
+    brokers = [Broker(number, tmp_path, 1000 + number, 2000 + number) for number in (1, 2, 3)]
+    settings = properties(brokers[1], brokers, {}, outside="10.0.0.1")
+    clients = "CLIENTS://127.0.0.1:1002"
+    assert settings["listeners"] == f"{clients},CONTROLLER://127.0.0.1:2002,OUTSIDE://10.0.0.1:31002"
+    assert settings["advertised.listeners"] == f"{clients},OUTSIDE://10.0.0.1:31002"
+    assert settings["inter.broker.listener.name"] == "CLIENTS"
 
 
 def test_wrong_numbers_of_brokers_are_refused(tmp_path: Path):
