@@ -6,9 +6,9 @@ workers live on in sessions of their own, and the next supervisor adopts them by
 
     python -m llmagentos.agents.supervisor --home DIR [--detach]
 
-A roll-out replaces the workers of other generations one at a time: a new one starts, and only when it runs is an
-old one told to leave; the next begins when that one is gone. So at least as many serve as are wanted, and at most
-one more. A new worker that can't start stops the roll-out there, with the old ones still serving.
+A roll-out replaces the workers of other generations one at a time: a new one starts, and only when it has its
+partitions is an old one told to leave; the next begins when that one is gone. So at least as many serve as are wanted,
+and at most one more. A new worker that can't start stops the roll-out there, with the old ones still serving.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ EXIT_IMPORT, EXIT_REFUSED = 3, 4
 #: (kubelet: 10 s, doubled, up to 5 min; here a start costs a second or two, not an image). A crash after it ran this
 #: long counts as the first: ten starts, so that one that crashes for ever costs a tenth of a core at most.
 BACKOFF_S, BACKOFF_MAX_S, RAN_WELL_S = 0.5, 30.0, 15.0
+
+#: An old worker leaves when the new one has partitions; where there are none for it, after this time. They come in two
+#: rounds of the group, and librdkafka takes part in one a second at most (its join interval): the partitions of a
+#: worker that leaves in the midst of them would stand still until they are over.
+SETTLE_S = 2.5
 
 #: A worker told to leave is killed this long after its drain timeout: it also commits and leaves its group.
 LEAVE_S = 5.0
@@ -180,7 +185,7 @@ class Supervisor:
         now = time.time()
         until = REST_S
         for worker in (worker for workers in self._workers.values() for worker in workers):
-            if worker.state in ("starting", "draining"):
+            if worker.state in ("starting", "draining") or now - worker.since < SETTLE_S:
                 until = min(until, BUSY_S)
             if worker.due:
                 until = min(until, max(worker.due - now, 0.0))
@@ -351,9 +356,16 @@ class Supervisor:
             new.append(worker)
             self._start(wanted, worker)
 
-        if old and not leaving and sum(w.state == "running" for w in new) + len(old) > wanted.workers:
+        if old and not leaving and sum(self._settled(name, w) for w in new) + len(old) > wanted.workers:
             # Whoever does not serve yet goes first.
             self._tell_to_leave(name, min(old, key=lambda w: (w.state == "running", w.index)), wanted)
+
+    def _settled(self, name: str, worker: WorkerRecord) -> bool:
+        """Whether it has the partitions that are for it."""
+        if worker.state != "running":
+            return False
+        report = self.deployments.report(name, worker)
+        return bool(report is not None and report.assigned) or time.time() - worker.since >= SETTLE_S
 
     def _start(self, wanted: Deployment, worker: WorkerRecord) -> None:
         folder = self.deployments.run_dir(wanted.name)

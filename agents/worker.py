@@ -132,6 +132,7 @@ class Worker:
         self._clock = clock or Clock()
         self._stopping = asyncio.Event()
         self._failure: BaseException | None = None
+        self.stuck = False  # whether a plain function's thread did not end
         self._inboxes: dict[str, Inbox] = {}
 
     @property
@@ -188,8 +189,11 @@ class Worker:
                 )
                 attach(app, topic, inbox)
             self._consumer = cast(Consumer, app.consumer)
-            await app.maybe_start()
+            # Before partitions come: the first record of all takes half a second, as the producer gets its id with it,
+            # and until its claim is written a partition stands still.
             self._event("worker-started", version=self.loaded.version, pid=str(os.getpid()), faults=plan.text)
+            await producer.delivered()
+            await app.maybe_start()
             # What is loaded now stays for good: the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -208,7 +212,7 @@ class Worker:
             for inbox in self._inboxes.values():
                 await inbox.stop()
             for agent in self.loaded.agents.values():
-                await agent.close()
+                self.stuck |= not await agent.close()
             if journal is not None:
                 await journal.stop()
             await answers.stop()
@@ -394,15 +398,19 @@ async def _serve(settings: Settings, args: argparse.Namespace, loaded: LoadedMod
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
+    status = 0
     try:
         await worker.run()
     except LLMAgentOSError as error:
         log.error("%s", error)
-        return EXIT_REFUSED if isinstance(error, _REFUSALS) else EXIT_CRASHED
+        status = EXIT_REFUSED if isinstance(error, _REFUSALS) else EXIT_CRASHED
     except Exception:
         log.exception("worker %s crashed", worker.name)
-        return EXIT_CRASHED
-    return 0
+        status = EXIT_CRASHED
+    if worker.stuck:  # Python waits for its threads, and those would keep a drained worker for ever
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

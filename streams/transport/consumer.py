@@ -21,7 +21,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, cast
 
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from faust.transport.utils import DefaultSchedulingStrategy
 from faust.types import TP
 from faust.types.transports import ConsumerT
@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 #: of work at 20 us a record.
 TURN = 100
 GO = 500
+
+
+#: What a commit is refused with while the group gives out its partitions anew.
+_REBALANCING = {KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
 
 
 class Fetcher(Service):
@@ -509,10 +513,22 @@ class Consumer(Service, ConsumerT):  # type: ignore[misc]
         self.transport.rebalance.purge(tps)
         await self._drain(tps)
         try:
-            await asyncio.wait_for(self.commit(), self.settings.drain_timeout_s)
+            await asyncio.wait_for(self._commit_at_last(), self.settings.drain_timeout_s)
         except (KafkaException, LLMAgentOSError, TimeoutError) as error:
             log.error("the last commit failed, so messages may run again: %r", error)
         self._finished = True  # agents are cancelled next, and Faust acknowledges what they were at
+
+    async def _commit_at_last(self) -> None:
+        """Commit, after a rebalance that is under way: until it is over the group takes no commit, and the poll thread
+        brings it to its end meanwhile."""
+        while True:
+            try:
+                await self.commit()
+                return
+            except KafkaException as error:
+                if error.args[0].code() not in _REBALANCING:
+                    raise
+                await asyncio.sleep(0.05)
 
     async def on_task_error(self, exc: BaseException) -> None:
         """An agent's handler raised."""
