@@ -28,7 +28,8 @@ def print_groups(letters: Letters, groups: Sequence[Group], *, full: bool, outpu
     """Letters by cause, with the traceback of the first of each."""
     rows: list[dict[str, Any]] = []
     for group in groups:
-        fields = letters.entry(group.first).record or {}
+        known = group.first.offset >= 0
+        fields = (letters.entry(group.first).record if known else None) or {"error": group.first.error, "traceback": ""}
         rows.append(
             {
                 "agent": group.first.agent,

@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 import confluent_kafka
 
+from llmagentos.streams import journal
 from llmagentos.streams.entries import Decoder, Entry
 from llmagentos.streams.errors import InputError
 from llmagentos.streams.partition import murmur2_partition
@@ -80,7 +82,9 @@ class Letter:
 
     @property
     def id(self) -> str:
-        """As people name it: `dead.AGENT/partition/offset`."""
+        """As people name it: `dead.AGENT/partition/offset`; by its conversation, where the letter itself is gone."""
+        if self.offset < 0:
+            return f"(gone) --agent {self.agent} --conversation {self.conversation_id}"
         return f"dead.{self.agent}/{self.partition}/{self.offset}"
 
     @property
@@ -203,6 +207,8 @@ class Letters:
             found[letter.place, letter.topic, letter.inbox_offset] = letter
         wanted = [letter for letter, whether in letters if whether]
         self._look(wanted, {id(letter) for letter in found.values()})
+        if Selection(agents=selection.agents, conversation=selection.conversation) == selection:
+            wanted += self._without(selection, {(letter.place, letter.inbox_offset) for letter in found.values()})
         missing = set(selection.ids) - {(letter.agent, letter.partition, letter.offset) for letter in wanted}
         if missing:
             agent, partition, offset = min(missing)
@@ -237,9 +243,14 @@ class Letters:
             InputError: retention has taken it.
         """
         topic = self._stem + letter.agent
-        record = self.views.spans.pick(topic, letter.partition, [letter.offset]).get(letter.offset)
+        picked = {} if letter.offset < 0 else self.views.spans.pick(topic, letter.partition, [letter.offset])
+        record = picked.get(letter.offset)
         if record is None:
-            raise InputError(f"{letter.id} is gone: {topic} does not keep it any more")
+            raise InputError(
+                f"the dead letter of message {letter.message_id} is gone: {topic} does not keep it any more",
+                kept="the message, where it is parked",
+                fix=f"redrive or drop it: --agent {letter.agent} --conversation {letter.conversation_id}",
+            )
         return self._decoder.entry(record)
 
     def originals(self, letters: Sequence[Letter]) -> dict[str, dict[str, Any]]:
@@ -315,6 +326,45 @@ class Letters:
         for letter in letters:
             if id(letter) in current:
                 self.judge(letter)
+
+    def _without(self, selection: Selection, known: set[tuple[Place, int]]) -> list[Letter]:
+        """Parked messages whose letters retention has taken: the journal keeps them for as long as they wait."""
+        topics = self._log.topics()
+        agents = selection.agents or [
+            topic.removeprefix(self._stem) for topic in topics if topic.startswith(self._stem)
+        ]
+        places = [Place(agent, number) for agent in agents for number in range(topics.get(self.views.topic(agent), 0))]
+        self.views.add([place for place in places if place not in self.views], time.time_ns() // 1_000_000, self._log)
+        self.views.refresh()
+        found: list[Letter] = []
+        for place in places:
+            for name, conversation in self.views[place].open.items():
+                entry = conversation.first
+                # One that was never copied is younger than its letter can be gone.
+                if entry.state != "parked" or entry.at == entry.park or (place, entry.offset) in known:
+                    continue
+                if selection.conversation in (None, name):
+                    found.append(self._orphan(place, name, entry))
+        return found
+
+    def _orphan(self, place: Place, conversation_id: str, entry: journal.Entry) -> Letter:
+        letter = Letter(
+            agent=place.agent,
+            partition=-1,
+            offset=-1,
+            topic=self.views.inbox(place.agent),
+            inbox_partition=place.partition,
+            inbox_offset=entry.offset,
+            conversation_id=conversation_id,
+            message_id=entry.message_id,
+            cause="failed",
+            error=f"not known any more: its letter is gone from {self._stem}{place.agent}",
+            reason="gone",
+            attempts=0,
+            died_at=entry.since,
+        )
+        self.judge(letter)
+        return letter
 
     def judge(self, letter: Letter) -> None:
         """How the last letter of a message stands, by what is known of its journal."""

@@ -79,6 +79,10 @@ class Views:
         """What is open there; nothing, where the agent has no journal."""
         return self._views.get(place) or View()
 
+    def __contains__(self, place: Place) -> bool:
+        """Whether it is read."""
+        return place in self._views
+
     @property
     def spans(self) -> Spans:
         """The reader, for other stretches."""
@@ -125,6 +129,11 @@ class Views:
     def topic(self, agent: str) -> str:
         """The journal of *agent*."""
         return self._settings.topic(f"journal.{agent}")
+
+    def inbox(self, agent: str) -> str:
+        """What *agent* reads."""
+        served = self._served.get(agent)
+        return self._settings.topic(f"agent.{agent}") if served is None else served.topic
 
     def _take(self, place: Place, record: confluent_kafka.Message) -> None:
         at, view = cast(int, record.offset()), self._views[place]

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from llmagentos.agents.testing import Agents
+from llmagentos.streams.admin import ensure_topics
 from llmagentos.streams.endpoints import brokers
 from llmagentos.streams.errors import InputError
 from llmagentos.streams.letters import OPEN, Letter, Letters, Selection
@@ -315,3 +319,77 @@ def test_a_name_of_no_letter_is_refused() -> None:
     assert parse_id("dead.a/b/3/17") == ("a/b", 3, 17)
     with pytest.raises(InputError):
         parse_id("till/3")
+
+
+async def test_a_parked_message_outlives_its_letter(till: Till, dead: Dead) -> None:
+    await till.send("ada", "cake", "coffee")
+    await till.run.settled()
+    with till.letters() as letters:
+        (letter,) = await open_letters(till, letters)
+        view = letters.views[letter.place]
+    codec = await asyncio.to_thread(lambda: Codec(open_registry(till.settings)))
+    copy = {"kind": "copy", "claim": view.claim, "writer": "w", "at": 0, "offset": letter.inbox_offset, "cause": "",
+            "conversation_id": "ada", "message_id": letter.message_id, "state": "parked", "refers": letter.park,
+            "outputs": [], "detail": {}}  # fmt: skip
+    topic = till.settings.topic("journal.till")
+    with till.letters() as letters:
+        parked = await asyncio.to_thread(letters.views.spans.pick, topic, letter.inbox_partition, [letter.park])
+    copy["record"] = codec.decode(parked[letter.park].value() or b"")["record"]
+    async with Producer(till.settings) as producer:
+        encode = codec.writer("llmagentos.Journal", "journal")
+        producer.produce(topic, encode(copy), b"ada", letter.inbox_partition)
+        await producer.delivered()
+    client = AdminClient({"bootstrap.servers": brokers(till.settings)})
+    place = TopicPartition(till.settings.topic("dead.till"), letter.partition, letter.offset + 1)
+    await asyncio.to_thread(client.delete_records([place])[place].result)
+
+    (group,) = (await dead("list", "-o", "json")).json
+    assert (group["states"], group["held"]) == ({"parked": 1}, 1)
+    assert "gone" in (await dead("list", "--each")).out
+    assert "is parked" in (await dead("show", "-c", "ada", status=1)).said
+    till.mend()
+    await dead("redrive", "--conversation", "ada", "--wait")
+    assert till.handled() == {"ada": ["cake", "coffee"]}
+
+
+FOREIGN = """
+import pathlib
+
+from llmagentos.agents import agent
+
+HERE = pathlib.Path({folder!r})
+
+
+@agent("orders", topic={topic!r}, key=lambda key, order: order["customer"], retries=0)
+async def orders(message, ctx):
+    if message.content["dish"] == "cake":
+        raise KeyError("cake")
+    with (HERE / "handled").open("a") as file:
+        file.write(f"{{ctx.conversation}} {{message.message_id}} {{message.content['dish']}}\\n")
+"""
+
+
+async def test_records_of_a_foreign_topic_are_put_back_too(agents: Agents, dead: Dead, tmp_path: Path) -> None:
+    topic = agents.settings.topic("shop-orders")
+    await asyncio.to_thread(ensure_topics, agents.settings, [(topic, 2, {})])
+    source = tmp_path / f"orders_{agents.settings.prefix.rstrip('.')}.py"
+    source.write_text(FOREIGN.format(folder=str(tmp_path), topic=topic))
+    async with agents.run(source) as run:
+        till = Till(run, tmp_path)
+        for value in (
+            b'{"customer": "ada", "dish": "cake"}',
+            b'{"customer": "ada", "dish": "tea"}',
+            b'{"dish": "bun"}',
+        ):
+            await run.produce(topic, value, key="k")
+        await run.settled()
+        one = (await dead("show", "--conversation", "ada", "-o", "json")).json
+        assert (one["state"], one["held"], one["value"]) == ("parked", 1, '{"customer": "ada", "dish": "cake"}')
+        right = '{"customer": "ada", "dish": "scone"}'
+        await dead("edit", "--conversation", "ada", "--body", right, "--wait")
+        assert till.handled() == {"ada": ["scone", "tea"]}
+        passed = await dead("redrive", "--agent", "orders", "--dry-run")
+        assert f"so into {topic}, where its other readers see them too" in passed.out
+        (letter,) = (await dead("list", "--each", "-o", "json")).json
+        await dead("edit", letter["letter"], "--body", '{"customer": "eve", "dish": "bun"}', "--wait")
+        assert till.handled() == {"ada": ["scone", "tea"], "eve": ["bun"]}
