@@ -54,12 +54,14 @@ def test_all_that_must_hold_holds(cluster: Cluster, scenario: Scenario) -> None:
     assert {fired.name for fired in outcome.fired} == set(scenario.faults)
 
 
+#: What SHORT tries, where it can.
+TRIED = {"kill-workers", "redis", "kill-brokers", "kill-supervisor", "freeze-worker", "partition", "scale", "rollout"}
+TRIED |= {"clock", "disk-full"}
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_tried(fault: str) -> None:
-    planned = (
-        "kill-workers redis kill-brokers kill-supervisor freeze-worker partition scale rollout clock disk-full"
-    ).split()
-    assert fault in planned
+    assert fault in TRIED
     assert any(fault in scenario.faults for scenario in SCENARIOS)
     if needs := FAULTS[fault].needs():
         pytest.skip("; ".join(needs))
