@@ -157,6 +157,7 @@ class WorkerReport(_Record):
     state: Literal["starting", "running", "draining", "stopped"]
     version: str = ""
     assigned: list[str] = []
+    paused: dict[str, str] = {}
     started_at: float = 0.0
     updated_at: float = 0.0
 

@@ -27,6 +27,7 @@ class ListedWorker:
         memory_bytes: resident.
         assigned: `topic:partition`.
         version: of the source that it loaded; empty before it did.
+        paused: agents that wait for what they depend on, and why.
         reason: why its last process ended.
     """
 
@@ -40,6 +41,7 @@ class ListedWorker:
     cpu_percent: float | None
     memory_bytes: int | None
     assigned: list[str]
+    paused: dict[str, str]
     exit_code: int | None
     reason: str
 
@@ -124,6 +126,7 @@ def _listed(
                 cpu_percent=cpu,
                 memory_bytes=memory,
                 assigned=report.assigned if report is not None else [],
+                paused=report.paused if report is not None else {},
                 exit_code=worker.exit_code,
                 reason=worker.reason if worker.state in ("waiting", "failed") else "",
             )

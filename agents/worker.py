@@ -322,22 +322,25 @@ class Worker:
     async def _report(self) -> None:
         """Keep the status file true: at once when joined or rebalanced, and now and then."""
         consumer = self._consumer
-        last: tuple[State, list[str]] | None = None
+        last: tuple[State, list[str], dict[str, str]] | None = None
         written = 0.0
         while True:
             state: State = "running" if consumer.joined else "starting"
-            now = (state, self._status.assigned)
+            now = (state, self._status.assigned, self._paused())
             if now != last or time.monotonic() - written > STATUS_INTERVAL_S:
                 self._write_status(state)
                 last, written = now, time.monotonic()
             await asyncio.sleep(0.1 if state == "starting" else 0.5)
+
+    def _paused(self) -> dict[str, str]:
+        return {name: reason for name, inbox in self._inboxes.items() if (reason := inbox.pausing.reason)}
 
     def _write_status(self, state: State) -> None:
         status = self._status
         status.state = state
         status.updated_at = time.time()
         status.in_flight = sum(inbox.lanes.running for inbox in self._inboxes.values())
-        status.paused = {name: reason for name, inbox in self._inboxes.items() if (reason := inbox.pausing.reason)}
+        status.paused = self._paused()
         if self._status_file is None:
             return
         fresh = self._status_file.with_suffix(".tmp")

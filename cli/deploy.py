@@ -405,6 +405,11 @@ def _print_listed(listed: list[Listed]) -> None:
     console.print(table)
     for one in listed:
         for worker in one.workers:
+            for agent, why in worker.paused.items():
+                console.print(
+                    f"\n[bold]{escape(one.deployment)}[/] worker {worker.worker}: agent {escape(agent)} is paused, as"
+                    f" most of its handlers fail by {escape(why)}; its messages wait"
+                )
             if worker.reason:
                 console.print(f"\n[bold]{escape(one.deployment)}[/] worker {worker.worker}: {escape(worker.reason)}")
             elif worker.version and worker.version != one.version and worker.state == "running":
