@@ -278,16 +278,18 @@ class _Run:
             for name in scenario.faults
         ]
         self._say(f"{len(lines):,} messages in {scenario.conversations:,} conversations, and faults")
+        if not threads:
+            production.faults_over.set()
         production.start()
         try:
             for thread in threads:
                 thread.start()
-            for thread in (production, *threads):
-                while thread.is_alive():
+            for thread in (*threads, production):
+                while thread.is_alive() and not self.outcome.trouble:
                     thread.join(LOOK_S)
                     self.progress.produced = production.sent
-                    if self.outcome.trouble:
-                        break
+                if not any(fault.is_alive() for fault in threads):
+                    production.faults_over.set()
         finally:
             if production.is_alive() or any(thread.is_alive() for thread in threads):
                 production.stop()

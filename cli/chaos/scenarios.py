@@ -21,7 +21,7 @@ class Scenario:
     Attributes:
         faults: by name (`cli/chaos/faults.py`), side by side in threads of their own.
         messages, conversations: the size of the input.
-        seconds: over which the input is produced.
+        seconds: over which the input is produced, or until the faults are over.
         share: of the faults' full length, as far as their short form allows.
         workers: at the start.
         poison: the share of messages that can't be decoded or handled.
@@ -61,9 +61,12 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("clock", "one worker's clock off by 60 s", ("clock",)),
     Scenario(
         "combined",
-        "workers killed, frozen and scaled, brokers killed, Redis lost; duplicates and poison",
-        ("kill-workers", "freeze-worker", "scale", "kill-brokers", "redis"),
-        seconds=240.0,
+        "all of these in one run, those on one part of the cluster in turns",
+        (
+            *("kill-workers", "freeze-worker", "partition", "scale", "rollout", "clock"),
+            *("kill-brokers", "disk-full", "redis", "kill-supervisor"),
+        ),
+        seconds=300.0,
         poison=POISON,
         duplicates=DUPLICATES,
         redelivers=True,

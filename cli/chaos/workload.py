@@ -68,6 +68,10 @@ AGAIN_WITHIN = 0.02
 #: The producer hands over what is due so often: a hundredth of a second's work at a time.
 SLICE_S = 0.01
 
+#: While faults go on that take longer than the input was to last, its last part comes slower: so there is work in flight
+#: to the end of them, and the input stays what its seed says.
+SLOW_FROM, SLOWER = 0.8, 8
+
 #: A send waits longer for its acknowledgement than any fault lasts.
 DELIVERY_TIMEOUT_S = 300.0
 
@@ -194,6 +198,8 @@ class Production(threading.Thread):
         self._seconds = seconds
         self._rng = random.Random(f"{seed}/bytes")
         self._ended = threading.Event()
+        #: Set when there is no reason to go slower than planned.
+        self.faults_over = threading.Event()
         self.sent = 0
         self.acknowledged: list[Line] = []
         self.failure: LLMAgentOSError | None = None
@@ -215,10 +221,14 @@ class Production(threading.Thread):
         try:
             async with Producer(self._settings) as producer:
                 await asyncio.to_thread(codec.writer, "llmagentos.Message", "message")
-                started = time.monotonic()
                 total = len(self._lines)
+                progress, looked_at = 1.0, time.monotonic()
                 while self.sent < total and not self._ended.is_set():
-                    due = min(total, int((time.monotonic() - started) / self._seconds * total) + 1)
+                    slow = progress > SLOW_FROM * total and not self.faults_over.is_set()
+                    now = time.monotonic()
+                    progress += (now - looked_at) / self._seconds * total / (SLOWER if slow else 1)
+                    looked_at = now
+                    due = min(total, int(progress))
                     for line in self._lines[self.sent : due]:
                         value = self._value(codec, line)
                         key = line.conversation.encode()
