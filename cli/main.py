@@ -24,6 +24,7 @@ COMMANDS: tuple[str, ...] = (
     "dead",
     "schema",
     "deploy",
+    "reset",
     "dev",
     "chat",
     "demo",

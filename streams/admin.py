@@ -49,6 +49,8 @@ _PASSING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 }
+#: What a commit of one who is no member is refused with, while the group has members.
+_HAS_MEMBERS = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
 _LOGIN = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM}
 _DENIED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -272,6 +274,41 @@ class Admin:
             if tp.error is not None:
                 raise translate(tp.error, self.settings, doing, topic=tp.topic)
         return {(tp.topic, tp.partition): (tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
+
+    def commit(self, group: str, offsets: Mapping[tuple[str, int], tuple[int, str]]) -> None:
+        """Commit for *group*, which has no members.
+
+        Args:
+            offsets: offset and metadata by (topic, partition); all of them or none are committed.
+
+        Raises:
+            BrokerError: it has members; nothing is committed.
+        """
+        doing = f"commit offsets for group {group}"
+        parts = [TopicPartition(*place, offset, metadata) for place, (offset, metadata) in offsets.items()]
+        consumer = Consumer(client_config(self.settings) | {"group.id": group, "log_level": 0})
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            while True:
+                try:
+                    found = consumer.commit(offsets=parts, asynchronous=False) or []
+                    break
+                except KafkaException as error:
+                    code = error.args[0].code()
+                    if code in _HAS_MEMBERS:
+                        raise BrokerError(
+                            f"can't {doing}: it has members",
+                            fix="stop all workers of the deployment, on other machines too",
+                            kept="the committed offsets, as they were",
+                        ) from error
+                    if code not in _PASSING or time.monotonic() > deadline:
+                        raise translate(error, self.settings, doing) from error
+                    time.sleep(0.05)
+        finally:
+            consumer.close()
+        for tp in found:
+            if tp.error is not None:
+                raise translate(tp.error, self.settings, doing, topic=tp.topic)
 
     def members(self, groups: Sequence[str]) -> dict[str, list[set[tuple[str, int]]]]:
         """The (topic, partition)s of each live member of each group; a group that is unknown has no members."""
