@@ -417,8 +417,9 @@ class Run:
             done, _ = await asyncio.wait((task, *self._tasks), timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if task in done:
                 return await task
-            for crashed in done:
-                await crashed
+            for ended in done:
+                await ended  # raises what it crashed by
+                pytest.fail("a worker has ended, as somebody told it to stop")
             pytest.fail(f"{missing} within {timeout:g} s")
         finally:
             task.cancel()

@@ -42,7 +42,13 @@ REDRIVE = {
     "tail --conversation bob": ["no dead letter waits", "withdraw ten", "ValueError", "booked: -10"],
 }
 FAULTS = {
-    "--fault fail=0.3": ["faults are on: fail=0.3,duplicate=0.2,seed=7", "Hello, Eve!", "FAULTS ARE ON, on purpose"],
+    "--fault fail=0.5": [
+        "faults are on: duplicate=1,fail=0.5,seed=7",
+        "Hello, Eve!",
+        '"kind":"fault"',
+        "FAULTS ARE ON, on purpose",
+        "fault duplicate fired: agent greeter",
+    ],
     "deploy hello.py\n": ["hello runs with 1 worker"],
 }
 
