@@ -42,7 +42,7 @@ class MovableClock(Clock):
                 limit.reschedule(loop.time() + max(0.0, due - self.time()))
         await asyncio.sleep(0)
 
-    async def skip(self, *, timeout: float = 10.0) -> float:
+    async def skip(self, *, timeout: float = 30.0) -> float:
         """Move to the end of the pause (before a retry, mostly) that ends first; where there is none, wait for one.
 
         Args:
@@ -56,7 +56,7 @@ class MovableClock(Clock):
         await self.move(seconds)
         return seconds
 
-    async def waited_for(self, count: int = 1, *, timeout: float = 10.0) -> None:
+    async def waited_for(self, count: int = 1, *, timeout: float = 30.0) -> None:
         """Return when *count* limits and pauses wait for the clock, for example that of a handler which runs.
 
         Args:

@@ -118,7 +118,7 @@ async def test_a_delay_holds_its_conversation_and_no_other(agents: Agents) -> No
     async with agents.run(ledger.agent, faults="delay=0.5:1h,seed=4") as run:
         ids = await ledger.feed(run, conversations=4, messages=1)
         await run.clock.waited_for(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(ledger.effects) < 2:
                 await asyncio.sleep(0.01)
         assert set(ledger.times) == {"m0", "m3"}
