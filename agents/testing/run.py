@@ -98,9 +98,11 @@ class Agents:
 
         Raises:
             DeploymentError: the module can't be loaded, or another one runs that serves an agent of it.
+            SettingsError: there is no such setting, or it takes no such value.
             LLMAgentOSError: a worker refuses to start, or crashed.
         """
-        changed = self.settings.model_copy(update={"commit_interval_ms": COMMIT_INTERVAL_MS} | settings)
+        # Loaded, not copied, so that a wrong name or value is refused; the test's own are in the environment.
+        changed = Settings.load(**{"commit_interval_ms": COMMIT_INTERVAL_MS} | settings)
         with self._loaded(what) as loaded:
             if name is None and loaded.app is not None:
                 deployment = loaded.app.conf.id

@@ -13,7 +13,7 @@ import pytest
 from llmagentos.agents import Client, agent
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.admin import ensure_topics
-from llmagentos.streams.errors import AnswerError, DeploymentError, UnknownAgent
+from llmagentos.streams.errors import AnswerError, DeploymentError, SettingsError, UnknownAgent
 from llmagentos.streams.settings import Settings
 
 COUNTER = """
@@ -134,6 +134,9 @@ async def test_what_reads_settings_by_itself_gets_the_tests_own(agents: Agents) 
 
     async with agents.run(asker, told) as run:
         assert (await run.ask("asker", "quietly")).text == "QUIETLY"
+    with pytest.raises(SettingsError, match="max_inflight"):
+        async with agents.run(told, max_inflight=1):
+            pass
     for wrong in ((), (told, "hello.py"), ("a.py", "b.py")):
         with pytest.raises(DeploymentError, match=r"agents.run\(\) can't run"):
             async with agents.run(*wrong):
