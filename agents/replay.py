@@ -103,39 +103,39 @@ class Replay:
         They lie near each other then, whether the conversations were held in turns or one after the other, so that
         little is read in vain; and many conversations come on at a time.
         """
-        chunks: dict[str, list[Entry]] = {}
+        looked_at: list[str] = []
         heap: list[tuple[int, str, int]] = []  # where the next entry of a conversation lies, and which that is
         for _ in range(min(len(self._ready), PASS)):
             conversation_id = self._ready.popleft()
-            chunk = self._chunk(conversation_id)
-            if chunk:
-                chunks[conversation_id] = chunk
-                heap.append((chunk[0].payload_at, conversation_id, 0))
+            entry = self._entry(conversation_id, 0)
+            if entry is not None:
+                looked_at.append(conversation_id)
+                heap.append((entry.payload_at, conversation_id, 0))
             else:
                 self._known.discard(conversation_id)
         heapify(heap)
         entries: list[Entry] = []
         while heap and len(entries) < most:
             _, conversation_id, index = heap[0]
-            chunk = chunks[conversation_id]
-            entries.append(chunk[index])
+            entry = self._entry(conversation_id, index)
+            assert entry is not None  # nothing else ran since it was looked at
+            entries.append(entry)
             index += 1
             self._in_lanes[conversation_id] = index
-            if index < len(chunk):
-                heapreplace(heap, (chunk[index].payload_at, conversation_id, index))
+            entry = self._entry(conversation_id, index)
+            if entry is not None:
+                heapreplace(heap, (entry.payload_at, conversation_id, index))
             else:
                 heappop(heap)
-        self._ready.extendleft(reversed([each for each in chunks if each not in self._in_lanes]))
+        self._ready.extendleft(reversed([each for each in looked_at if each not in self._in_lanes]))
         return entries
 
-    def _chunk(self, conversation_id: str) -> list[Entry]:
-        """What may come next of one conversation."""
+    def _entry(self, conversation_id: str, index: int) -> Entry | None:
+        """The entry of a conversation that may come behind *index* others of it, if any."""
         conversation = self._assignment.view.get(conversation_id)
-        chunk: list[Entry] = []
-        if conversation is not None and not conversation.waits:
-            for offset in conversation.order[:CHUNK]:
-                entry = conversation.entries[offset]
-                if offset in self._assignment.journaled or (chunk and entry.state == "parked"):
-                    break
-                chunk.append(entry)
-        return chunk
+        if conversation is None or index >= min(len(conversation), CHUNK) or conversation.waits:
+            return None
+        entry = conversation.entries[conversation.order[index]]
+        if entry.offset in self._assignment.journaled or (index and entry.state == "parked"):
+            return None
+        return entry
