@@ -20,7 +20,7 @@ from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError, TopicError
 from llmagentos.streams.producer import librdkafka_log
 from llmagentos.streams.settings import Settings
-from llmagentos.streams.spans import watermarks
+from llmagentos.streams.spans import wake, watermarks
 
 __all__ = ["Follower"]
 
@@ -132,7 +132,12 @@ class Follower:
             return at  # given up meanwhile
         starting(at)
         self._placed.add((topic, partition))
-        self._changes.put(lambda: self._consumer.incremental_assign([TopicPartition(topic, partition, at)]))
+
+        def assign() -> None:
+            self._consumer.incremental_assign([TopicPartition(topic, partition, at)])
+            wake(self._consumer, [(topic, partition)])
+
+        self._changes.put(assign)
         self._assigned.set()
         return at
 

@@ -20,7 +20,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -31,6 +30,7 @@ from faust.types import TP
 
 from llmagentos.streams.errors import AccessError, BrokerError, LLMAgentOSError, OffsetLost
 from llmagentos.streams.gate import decode_finished, decode_note
+from llmagentos.streams.spans import wake
 from llmagentos.streams.transport.session import longer_session
 
 __all__ = ["Offsets", "Owner", "Poller", "Start", "insist"]
@@ -47,8 +47,6 @@ AHEAD = 2
 POLL_S = 0.05
 #: The same while a partition is paused, as its resumption waits for the poll.
 POLL_PAUSED_S = 0.01
-#: Seconds to wait for the answer to a request that is only to wake librdkafka: a hundred times what it takes.
-WAKE_S = 0.2
 #: Seconds for one request to the broker in a callback, and for all tries of one.
 REQUEST_S = 10.0
 #: The same error of a consumer is logged again after this.
@@ -256,10 +254,7 @@ class Poller:
         else:
             self._consumer.resume(parts)
             self._paused.difference_update(tps)
-            # librdkafka's thread for a broker sleeps for up to a second when it has nothing to fetch, and a resumption
-            # does not wake it (measured: 0.5 to 1.0 s to the first record); any request to that broker does (6 ms).
-            with suppress(KafkaException):
-                self._consumer.offsets_for_times([TopicPartition(*tp, 0) for tp in tps], timeout=WAKE_S)
+            wake(self._consumer, tps)
 
     def _restart(self, wished: list[TP]) -> None:
         tps = [tp for tp in wished if tp in self._assigned]
