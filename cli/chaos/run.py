@@ -177,7 +177,7 @@ class _Run:
                     self._settle()
                 outcome.seconds = time.monotonic() - started
             if production.failure is not None:
-                outcome.trouble = f"the input could not be produced: {production.failure}"
+                self._fail(f"the input could not be produced: {production.failure}")
             evidence = collect(cluster.settings, cluster.name, self.ledger, self.memory, self._say)
         self._say("judging")
         outcome.verdict = judge(
@@ -309,10 +309,14 @@ class _Run:
                 self.outcome.fired.append(fired)
                 self.told(fired)
         except Exception as error:  # noqa: BLE001 - whatever it is, the scenario did not run as it should
-            self.outcome.trouble = f"fault {name} could not run: {type(error).__name__}: {error}"
+            self._fail(f"fault {name} could not run: {type(error).__name__}: {error}")
             return
         if not count:
-            self.outcome.trouble = f"fault {name} never fired"
+            self._fail(f"fault {name} never fired")
+
+    def _fail(self, trouble: str) -> None:
+        """The first trouble is told: others follow from it."""
+        self.outcome.trouble = self.outcome.trouble or trouble
 
     def _settle(self) -> None:
         """Wait until the commits cover all inboxes, or nothing moves any more."""
@@ -360,4 +364,4 @@ class _Run:
                 check=False,
             )
             if done.returncode:
-                self.outcome.trouble = f"`llmagentos {' '.join(words)}` failed: {done.stderr.strip()[-2_000:]}"
+                self._fail(f"`llmagentos {' '.join(words)}` failed: {done.stderr.strip()[-2_000:]}")

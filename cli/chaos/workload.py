@@ -68,9 +68,9 @@ AGAIN_WITHIN = 0.02
 #: The producer hands over what is due so often: a hundredth of a second's work at a time.
 SLICE_S = 0.01
 
-#: While faults go on that take longer than the input was to last, its last part comes slower: so there is work in flight
-#: to the end of them, and the input stays what its seed says.
-SLOW_FROM, SLOWER = 0.8, 8
+#: While faults go on for longer than the input was to last, its last part comes ever slower, a share of what is left at
+#: a time: so that there is work in flight to their end, and the input is still what its seed says.
+SLOW_FROM, TAIL_S = 0.8, 60.0
 
 #: A send waits longer for its acknowledgement than any fault lasts.
 DELIVERY_TIMEOUT_S = 300.0
@@ -226,9 +226,9 @@ class Production(threading.Thread):
                 while self.sent < total and not self._ended.is_set():
                     slow = progress > SLOW_FROM * total and not self.faults_over.is_set()
                     now = time.monotonic()
-                    progress += (now - looked_at) / self._seconds * total / (SLOWER if slow else 1)
+                    progress += (now - looked_at) * ((total - progress) / TAIL_S if slow else total / self._seconds)
                     looked_at = now
-                    due = min(total, int(progress))
+                    due = min(total, int(progress))  # (what is slow never comes to the last one)
                     for line in self._lines[self.sent : due]:
                         value = self._value(codec, line)
                         key = line.conversation.encode()
