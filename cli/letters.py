@@ -199,7 +199,10 @@ def print_outcome(
         return
     behind = f", with {_many(held, 'message')} held behind" if held else ""
     took = f" in {seconds:.1f} s" if waited is not None and not left else ""
-    _line(f"{_many(done, 'dead letter')} {word}{behind}{took}" + (f"; {already:,} were already" if already else ""))
+    _line(
+        f"{_many(done, 'dead letter')} {word}{behind}{took}"
+        + (f"; {already:,} {'was' if already == 1 else 'were'} already" if already else "")
+    )
     for letter in gone:
         errors.print(
             f"{letter.id} keeps no message, and {letter.topic}[{letter.inbox_partition}]@{letter.inbox_offset} is gone",
