@@ -32,6 +32,7 @@ class Assignment:
 
     Attributes:
         open: whether it is still; once it is over, what finishes of it changes nothing.
+        taken: messages of it that are in lanes.
         view: what the journal says is open.
         dedup: the ids that are finished.
         journaled: offsets that the transport brings again though the journal has them: they are only to be released.
@@ -51,6 +52,7 @@ class Assignment:
     ) -> None:
         self.tp = tp
         self.open = True
+        self.taken = 0
         self.start = start
         self.dedup = Dedup(dedup_window, committed)
         self.journaled: set[int] = set()

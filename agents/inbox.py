@@ -131,7 +131,7 @@ class Inbox:
 
     def room(self, tp: TP) -> int:
         """How many records more are taken now."""
-        return self._room.left() if self._waiting < self._max_waiting else 0
+        return self._room.left(self.owned.get(tp)) if self._waiting < self._max_waiting else 0
 
     def deliver(self, tp: TP, records: Sequence[confluent_kafka.Message]) -> None:
         """Take *records* of one partition, in order."""
@@ -139,6 +139,7 @@ class Inbox:
         take = self._room.take
         foreign = self.agent.topic is not None
         assignment = self.owned[tp]
+        assignment.taken += len(records)
         for record in records:
             size = len(record)
             take(size)
@@ -168,6 +169,7 @@ class Inbox:
             await assignment.begin(lambda assignment=assignment: self._superseded(assignment), decode)
             if not assignment.open:
                 continue
+            self._room.join(assignment)
             replay = self._replays[assignment] = Replay(
                 assignment,
                 lambda entry, record, assignment=assignment: self._replay(assignment, entry, record),
@@ -205,11 +207,13 @@ class Inbox:
                 replay.stop()
         for work in self.lanes.discard(lambda work: work.assignment in gone):
             self._room.give(work.size)
+            work.assignment.taken -= 1
         self.pausing.release(lambda work: work.assignment in gone)
         await self.lanes.settle(lambda work: work.assignment in gone, timeout_s)
 
     def _close(self, assignment: Assignment) -> None:
         assignment.close()
+        self._room.leave(assignment)
         if (replay := self._replays.pop(assignment, None)) is not None:
             replay.stop()
         if self.owned.get(assignment.tp) is assignment:  # not assigned anew meanwhile
@@ -246,6 +250,7 @@ class Inbox:
         message = restored(source, *place)
         size = len(message)
         self._room.take(size)
+        assignment.taken += 1
         work = _Work(message, assignment.tp, assignment, size, entry=entry, outputs=record.get("outputs", ()))
         lane = message.key() or b"\x00%d" % entry.offset
         self.lanes.put(lane if self.agent.topic is None else self._foreign_lane(work), work)
@@ -283,6 +288,7 @@ class Inbox:
             log.warning("%s[%d] offset %d is left to its owner: %s", *work.tp, work.offset, error.what)
         finally:
             self._room.give(work.size)
+            work.assignment.taken -= 1
             if work.asked and not self.lanes.told_to_end():  # else its next owner asks again
                 work.assignment.asked(work.offset)
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:

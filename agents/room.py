@@ -1,10 +1,29 @@
-"""Room: how much a worker may have in flight, by count and by bytes, over all its inboxes."""
+"""Room: how much a worker may have in flight, by count and by bytes, over all its inboxes, and fair to each partition.
+
+A conversation with thousands of messages behind one another holds as much of it, for as long as they take. So that it
+holds up no other partition, each partition has a little that no other one can take.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final, Protocol
 
-__all__ = ["Room", "Share"]
+__all__ = ["Holder", "Room", "Share"]
+
+#: The part of a room that is kept for partitions that have taken less than their part of it, together: an eighth.
+#: One partition alone can take the other seven.
+RESERVED: Final = 8
+
+
+class Holder(Protocol):
+    """A partition that takes messages.
+
+    Attributes:
+        taken: how many it holds.
+    """
+
+    taken: int
 
 
 class Room:
@@ -13,22 +32,44 @@ class Room:
     Args:
         messages, size: the bounds; bytes.
         freed: called when room returns after there was none.
+
+    Attributes:
+        holders: the partitions that share it.
     """
 
-    __slots__ = ("_full", "freed", "messages", "size")
+    __slots__ = ("_bound", "_counted_at", "_full", "_kept", "freed", "holders", "messages", "size")
 
     def __init__(self, messages: int, size: int, freed: Callable[[], None]) -> None:
+        self._bound = messages
+        self._counted_at = -1  # for how much room left was counted what is kept
+        self._kept = 0
+        self.holders: set[Holder] = set()
         self.messages = messages
         self.size = size
         self.freed = freed
         self._full = False
 
-    def left(self) -> int:
-        """How many more messages there is room for."""
+    def left(self, holder: Holder | None = None) -> int:
+        """How many more messages there is room for; of *holder*, less what is kept for other partitions."""
         if self.messages > 0 and self.size > 0:
-            return self.messages
+            left = self.messages
+            if holder is not None:
+                left -= self._kept_from(holder)
+            if left > 0:
+                return left
         self._full = True
         return 0
+
+    def _kept_from(self, holder: Holder) -> int:
+        """What is kept for those that have taken less than their part."""
+        kept = self._bound // RESERVED
+        if self.messages >= 2 * kept:  # there is enough: who holds what need not be counted
+            return kept
+        part = kept // max(1, len(self.holders))
+        if self._counted_at != self.messages:  # all partitions ask one after the other
+            self._counted_at = self.messages
+            self._kept = sum(part - other.taken for other in self.holders if other.taken < part)
+        return self._kept - max(0, part - holder.taken)
 
     def take(self, size: int) -> None:
         """One message of *size* bytes was taken. May go below zero by one batch."""
@@ -58,11 +99,19 @@ class Share:
         self.messages = 0
         self.size = 0
 
-    def left(self) -> int:
-        """How many more messages this inbox may take."""
+    def left(self, holder: Holder | None = None) -> int:
+        """How many more messages this inbox may take, into the partition *holder*."""
         if self._aside:
             return 0 if self.messages else 1  # one that tries whether the pause may end
-        return self._room.left()
+        return self._room.left(holder)
+
+    def join(self, holder: Holder) -> None:
+        """A partition of this inbox takes messages from now on."""
+        self._room.holders.add(holder)
+
+    def leave(self, holder: Holder) -> None:
+        """It takes no more."""
+        self._room.holders.discard(holder)
 
     def take(self, size: int) -> None:
         """As :meth:`Room.take`."""
