@@ -11,7 +11,7 @@ import os
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faust
@@ -23,6 +23,7 @@ from llmagentos.streams.gate import CommitGate
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.transport import attach, configure
 from llmagentos.streams.transport.consumer import Consumer
+from llmagentos.streams.transport.sink import Start
 
 GROUP, SOURCE, TARGET, MODE, SEED, WORK_MS = sys.argv[1:7]
 ME = str(os.getpid())
@@ -110,8 +111,11 @@ else:
                 self.running[tp] -= 1
                 app.consumer.wake()  # type: ignore[attr-defined]
 
-        def assigned(self, tps: set[TP]) -> None:
-            self.mine |= tps
+        async def assigned(self, starts: Mapping[TP, Start]) -> None:
+            self.mine |= starts.keys()
+
+        def note(self, tp: TP, committable: int) -> str:
+            return f"{committable:x}"
 
         async def revoked(self, tps: set[TP]) -> None:
             self.mine -= tps  # what waits is dropped; what runs finishes
