@@ -44,6 +44,10 @@ format: install ## format and mend what can be mended
 docs: install ## reference pages anew, from the code
 	@$(BIN)/python docs/generate.py
 
+.PHONY: guarantees
+guarantees: install ## docs/guarantees.md anew, with what tests, chaos runs and benchmarks left in out/
+	@$(BIN)/python docs/guarantees.py --take out
+
 .PHONY: bench
 bench: install ## one benchmark: make bench NAME=transport
 	@test -n "$(NAME)" || { echo "NAME is missing; there are:"; ls benchmarks | grep -oE '^[a-z]+' | sort -u; exit 2; }
