@@ -398,7 +398,12 @@ class Poller:
 
     def _on_lost(self, consumer: confluent_kafka.Consumer, partitions: list[TopicPartition]) -> None:
         tps = {TP(part.topic, part.partition) for part in partitions}
-        log.warning("lost %s: the group went on without this worker", _names(tps))
+        log.warning(
+            "lost %s: the group went on without this worker, which was silent for %s ms; where that is usual, as on an"
+            " overloaded machine, set LLMAGENTOS_SESSION_TIMEOUT_MS higher",
+            _names(tps),
+            self._config.get("session.timeout.ms"),
+        )
         self._tell(self._owner.lost, tps)
         self._let_go(consumer, partitions, tps)
 
@@ -478,7 +483,7 @@ def insist(function: Callable[[], T], give_up: Callable[[], bool] = lambda: Fals
 #: How an operator accepts a loss; there is no setting that would do it in silence.
 _RESET_FIX = (
     "raise the topic's retention.ms; to go on, commit for the group {group!r} {where}"
-    " (kafka-consumer-groups.sh --reset-offsets, with the workers stopped)"
+    " (`llmagentos reset`, or kafka-consumer-groups.sh --reset-offsets with the workers stopped)"
 )
 
 
