@@ -151,7 +151,7 @@ class Pausing:
             paused_s = time.monotonic() - self._since
             self._said = "closed"
             log.warning(
-                "agent %s goes on after %.1f s: it failed by %s; %d conversations were kept from being parked",
+                "agent %s goes on after %.1f s: it failed by %s; %d conversations failed meanwhile and were not parked",
                 self._agent, paused_s, ", ".join(map(str, breaker.reasons)), len(self._kept),
             )  # fmt: skip
             self._told(
