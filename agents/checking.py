@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -21,6 +21,9 @@ from llmagentos.agents.deployment import Served
 from llmagentos.streams import errors
 from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
 from llmagentos.streams.settings import Settings
+
+if TYPE_CHECKING:
+    from llmagentos.agents.cards import Card
 
 __all__ = ["CHECK_S", "Checked", "check"]
 
@@ -35,12 +38,14 @@ class Checked:
         version: of its source.
         agents: what it serves.
         folders: of its source and of the sources beside it that it imports.
+        cards_before: the deployment's cards, which those of this module have replaced.
     """
 
-    def __init__(self, version: str, agents: list[Served], folders: list[Path]) -> None:
+    def __init__(self, version: str, agents: list[Served], folders: list[Path], cards_before: list[Card]) -> None:
         self.version = version
         self.agents = agents
         self.folders = folders
+        self.cards_before = cards_before
 
 
 def check(
@@ -89,10 +94,13 @@ def check(
     if "error" in answer:
         kind = getattr(errors, answer["error"], DeploymentError)
         raise kind(answer["what"], fix=answer["fix"], kept=answer["kept"])
+    from llmagentos.agents.cards import Card  # brings Kafka's client, which most commands need not
+
     return Checked(
         answer["version"],
         [Served.model_validate(agent) for agent in answer["agents"]],
         [Path(folder) for folder in answer["folders"]],
+        [Card(**card) for card in answer["cards_before"]],
     )
 
 
@@ -124,10 +132,11 @@ def main() -> None:
         loaded = load(arguments.target)
         settings = Settings.load()
         Plan.parse(settings.faults, loaded.agents)  # a worker would refuse to start, and say so only to its log
+        before: list[Card] = []
         if arguments.provision:
             from llmagentos.agents.provision import provision
 
-            provision(settings, arguments.deployment, loaded)
+            provision(settings, arguments.deployment, loaded, before=before)
         result: dict[str, Any] = {
             "version": loaded.version,
             "agents": [
@@ -138,6 +147,7 @@ def main() -> None:
                 }
                 for agent in loaded.agents.values()
             ],
+            "cards_before": [card.record() for card in before],
             "folders": sorted(str(folder) for folder in _folders(loaded.path.parent)),
         }
     except LLMAgentOSError as error:

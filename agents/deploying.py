@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmagentos.agents.checking import Checked, check
 from llmagentos.agents.deployment import Deployment, Deployments, Process, WorkerRecord, check_name, worker_command
@@ -21,6 +22,9 @@ from llmagentos.agents.logs import last_lines
 from llmagentos.agents.supervisor import LOG_BYTES
 from llmagentos.streams.errors import BrokerError, DeploymentError
 from llmagentos.streams.settings import Settings
+
+if TYPE_CHECKING:
+    from llmagentos.agents.cards import Card
 
 __all__ = ["Watcher", "deploy", "ensure_supervisor", "rollout", "scale", "undeploy"]
 
@@ -159,7 +163,7 @@ def deploy(
     try:
         _settle(deployments, wanted, timeout_s, watch)
     except DeploymentError as error:
-        raise _take_back(settings, wanted, before, environment_before, error) from None
+        raise _take_back(settings, wanted, before, environment_before, found.cards_before, error) from None
     return wanted
 
 
@@ -203,7 +207,7 @@ def rollout(
     try:
         _settle(deployments, wanted, timeout_s, watch)
     except DeploymentError as error:
-        raise _take_back(settings, wanted, before, environment, error) from None
+        raise _take_back(settings, wanted, before, environment, found.cards_before, error) from None
     return wanted
 
 
@@ -336,6 +340,7 @@ def _take_back(
     wanted: Deployment,
     before: Deployment | None,
     environment: Mapping[str, str],
+    cards: Sequence[Card],
     error: DeploymentError,
 ) -> DeploymentError:
     """Want again what was wanted before a deployment that failed; returns the error to raise."""
@@ -348,10 +353,12 @@ def _take_back(
         deployments.write(back.model_copy(update={"issued": wanted.issued}), environment if before else None)
     if before is None:
         _await_removal(deployments, wanted, None)
-        with suppress(BrokerError):  # the error that is on its way says more
-            _retire(settings, wanted.name)
     else:
         ensure_supervisor(deployments.home)
+    from llmagentos.agents.provision import put_back  # brings Kafka's client, which waiting needs not
+
+    with suppress(BrokerError):  # the error that is on its way says more
+        put_back(settings, wanted.name, cards if before is not None else ())
     return error
 
 

@@ -7,8 +7,9 @@ import time
 from collections.abc import Sequence
 
 from llmagentos.agents.cards import Card, read_cards
+from llmagentos.agents.deployment import Deployments
 from llmagentos.agents.loading import LoadedModule
-from llmagentos.streams.admin import ensure_topics, partitions_of
+from llmagentos.streams.admin import Admin, ensure_topics, partitions_of
 from llmagentos.streams.errors import DeploymentError, TopicError
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
@@ -16,14 +17,22 @@ from llmagentos.streams.settings import Settings
 from llmagentos.streams.topology import Topic, named
 from llmagentos.streams.wire import Codec
 
-__all__ = ["SHARED", "provision", "retire"]
+__all__ = ["SHARED", "provision", "put_back", "retire"]
 
 #: Topics that every deployment uses, whatever its agents.
 SHARED: tuple[str, ...] = ("replies", "events", "cards")
 
 
-def provision(settings: Settings, deployment: str, loaded: LoadedModule) -> list[Card]:
+def provision(
+    settings: Settings, deployment: str, loaded: LoadedModule, *, before: list[Card] | None = None
+) -> list[Card]:
     """Create what is missing of the topics of *loaded*'s agents, and write their cards.
+
+    A name is free where its card is of a deployment that is gone: a machine that was switched off, or a `dev` session
+    that was killed, can't take its cards back.
+
+    Args:
+        before: takes the deployment's cards as they were, for :func:`put_back`.
 
     Returns:
         The cards, in the module's order.
@@ -39,7 +48,7 @@ def provision(settings: Settings, deployment: str, loaded: LoadedModule) -> list
     known = read_cards(settings, codec)
     for name, agent in loaded.agents.items():
         card = known.get(name)
-        if card is not None and card.deployment != deployment:
+        if card is not None and card.deployment != deployment and not _gone(settings, card):
             raise DeploymentError(
                 f"agent {name!r} ({agent.source}) is served by deployment {card.deployment!r} already ({card.module})",
                 fix=f"rename the agent, or `llmagentos undeploy {card.deployment}` first",
@@ -59,7 +68,10 @@ def provision(settings: Settings, deployment: str, loaded: LoadedModule) -> list
                 deployed_at=time.time_ns() // 1_000_000,
             )
         )
-    gone = [name for name, card in known.items() if card.deployment == deployment and name not in loaded.agents]
+    mine = [card for card in known.values() if card.deployment == deployment]
+    if before is not None:
+        before += mine
+    gone = [card.name for card in mine if card.name not in loaded.agents]
     asyncio.run(_write(settings, codec, cards, gone))
     return cards
 
@@ -74,6 +86,22 @@ def retire(settings: Settings, deployment: str) -> list[str]:
     names = [name for name, card in read_cards(settings, codec).items() if card.deployment == deployment]
     asyncio.run(_write(settings, codec, (), names))
     return names
+
+
+def put_back(settings: Settings, deployment: str, cards: Sequence[Card]) -> None:
+    """Have just these cards for a deployment: those from before one that failed."""
+    codec = Codec(open_registry(settings))
+    names = {card.name for card in cards}
+    known = read_cards(settings, codec).values()
+    gone = [card.name for card in known if card.deployment == deployment and card.name not in names]
+    asyncio.run(_write(settings, codec, cards, gone))
+
+
+def _gone(settings: Settings, card: Card) -> bool:
+    """Whether the deployment of *card* is neither on this machine nor has workers anywhere."""
+    if card.deployment in Deployments(settings.home).names():
+        return False
+    return not Admin(settings).members([card.deployment])[card.deployment]
 
 
 def _agent_topics(settings: Settings, name: str, foreign: str | None) -> tuple[str, int]:

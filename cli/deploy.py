@@ -95,6 +95,7 @@ def deploy(
             watch=watch,
         )
     _print_deployed(done, output)
+    _warn_of_idle(settings, done)
 
 
 def ps(
@@ -200,6 +201,7 @@ def scale(
     with watching(f"scaling {deployment}", output) as (_, watch):
         done = deploying.scale(settings, deployment, workers, timeout_s=timeout, watch=watch)
     _print_deployed(done, output)
+    _warn_of_idle(settings, done)
 
 
 def rollout(
@@ -376,6 +378,27 @@ def _print_deployed(deployment: Deployment, output: Output) -> None:
         ],
         ("agent", "reads", "what it does") if any(a.description for a in deployment.agents) else ("agent", "reads"),
     )
+
+
+def _warn_of_idle(settings: Settings, deployment: Deployment) -> None:
+    """A partition belongs to one worker, so more workers than partitions are idle."""
+    if deployment.workers <= settings.partitions:  # each topic has as many, but foreign ones and those of old
+        return
+    from llmagentos.cli.output import errors
+    from llmagentos.streams.admin import Admin
+    from llmagentos.streams.errors import BrokerError
+
+    try:
+        topics = Admin(settings).topics()
+    except BrokerError:  # it runs; the advice isn't worth an error
+        return
+    partitions = sum(topics[agent.topic].partitions for agent in deployment.agents if agent.topic in topics)
+    if deployment.workers > partitions:
+        errors.print(
+            f"[yellow]only {partitions} of {deployment.workers} workers can have work:[/] the agents of"
+            f" {deployment.name} read {partitions} partitions, and one is read by one worker at a time",
+            soft_wrap=True,
+        )
 
 
 def _print_listed(listed: list[Listed]) -> None:

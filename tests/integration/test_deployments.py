@@ -205,6 +205,12 @@ def test_scale_up_and_down(house: House) -> None:
     house.run("scale", house.name, 1)
     assert house.run("ask", house.agent, "x") == "one x\n"
 
+    planned = house.json("reset", house.name, "--to", "beginning", "--dry-run")
+    assert (planned["done"], planned["workers"], sum(p["again"] for p in planned["partitions"])) == (False, 1, 2)
+    assert "--yes" in house.run("reset", house.name, "--to", "beginning", status=1)
+    assert sum(p["again"] for p in house.json("reset", house.name, "--to", "beginning", "--yes")["partitions"]) == 2
+    assert [worker.state for worker in house.workers()] == ["running"]
+
 
 def report_of(house: House, worker: WorkerRecord) -> list[str]:
     report = house.deployments.report(house.name, worker)
@@ -250,6 +256,18 @@ def test_first_deployment_that_can_not_start_leaves_nothing(house: House) -> Non
     assert "second import" in said
     assert house.deployments.names() == []
     assert house.agent not in read_cards(house.settings)
+
+    path.write_text(source)  # the same, for one that is deployed already
+    house.run("deploy", path.name)
+    before = read_cards(house.settings)[house.agent]
+    (house.home / "mark").unlink(missing_ok=True)
+    other = source.replace(house.agent, f"{house.agent}-other")
+    path.write_text(other + f"\nfrom pathlib import Path\nmark = Path('{house.home}/mark')\n"
+                    "assert not mark.exists(), 'second import'\nmark.touch()\n")  # fmt: skip
+    assert "second import" in house.run("deploy", path.name, status=1)
+    cards = read_cards(house.settings)
+    assert cards[house.agent] == before
+    assert f"{house.agent}-other" not in cards
 
 
 def test_ask_and_chat(house: House) -> None:
@@ -302,8 +320,10 @@ def test_dev_reloads_on_save_and_ends_with_its_session(house: House) -> None:
             dev.kill()  # even so, its deployment goes
             house.wait(lambda: house.deployments.names() == [], house.workers)
             assert house.agent in read_cards(house.settings)  # a killed session can't take it back
-            house.run("undeploy", house.name)
-            assert house.agent not in read_cards(house.settings)
+            other = f"{house.name}-other"
+            house.write("other", name=other, agent=house.agent)
+            house.run("deploy", f"{other}.py")  # but its name is free
+            assert house.run("ask", house.agent, "Dan") == "other Dan\n"
         finally:
             with suppress(psutil.NoSuchProcess):
                 dev.kill()
