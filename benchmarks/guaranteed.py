@@ -6,6 +6,11 @@ deployed: the ids of what finished are remembered (and read back at the start), 
 a time, offsets pass the gate, each partition's journal is claimed. The raw loop and stock Faust handle the bare events,
 as in `transport`, and promise none of it; stock Faust's rate is steady, so it handles fewer.
 
+What a profile says (60k messages, py-spy, share of the time with the interpreter's lock): making and encoding the reply
+22 %, the work itself 15 %, decoding the message 13 %, handing the reply to librdkafka 11 %. The guarantees are what is
+left: the look at duplicates, held conversations and gate 8 %, retries and breaker 5 %, lanes 4 %, hand-out 4 %; journal
+claims cost nothing a message. So most of the distance to the raw loop is the second Avro record around the event.
+
     make bench NAME=guaranteed ARGS="--rounds 3 --messages 200000"
 """
 
