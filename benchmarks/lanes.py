@@ -6,6 +6,10 @@ All read the same topic, where the conversations take turns; each is a process o
 first handler's begin to the last one's end. Each checks that no conversation's messages overtake each other. Stock
 Faust handles few messages at a time, so it gets fewer.
 
+What a profile of ours says: a message costs 36 us of CPU, 33 of them in the event loop's thread, so 9,000 a second take
+a third of a core. The rest to 10,000 is delay: a conversation's next message begins some 5 ms after the 100 are over,
+as timers and what became ready wait for the loop's turn. So the figure falls when others use the cores.
+
     make bench NAME=lanes ARGS="--rounds 3 --messages 100000"
 """
 

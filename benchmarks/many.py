@@ -5,6 +5,9 @@ highest resident size seen while it works, less that of the idle worker, a messa
 has fetched and what the allocator keeps in it too. 10,000 messages a second are possible. Must hold: at most 20 kB,
 at least 8,000/s.
 
+What a profile says: a message costs 45 us of CPU in the event loop's thread. Python's collector has half a million
+objects to look at with 20,000 handlers in flight, which is a good part of that.
+
     make bench NAME=many ARGS="--messages 200000"
 """
 
