@@ -373,8 +373,8 @@ def _remove(home: Path) -> None:
             part.daemon.kill()  # in peace, three brokers take ten seconds, and nobody needs their data any more
     node.down()
     disk = home / "kafka" / str(SMALL_DISK) / "data"
-    if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True, capture_output=True)
+    if disk.is_mount():  # lazily, as a broker that was just killed may have files open for a moment yet
+        subprocess.run(["umount", "--lazy", str(disk)], check=True, capture_output=True)
     namespace = Namespace(number)
     if Path(namespace.path).exists():
         namespace.remove()
