@@ -307,9 +307,13 @@ class Inbox:
                     self._consider(assignment, conversation_id)
                     break
             return
-        message = await self._read(work)
-        if message is None:
-            return
+        # What nearly every message needs is done here, and no coroutine made for the rest of it.
+        try:
+            message = work.message or self._decode(work.record)
+        except (RecordError, SchemaError):
+            message = await self._read(work)
+            if message is None:
+                return
         conversation_id = message.conversation_id
         conversation = assignment.view.get(conversation_id) if assignment.view else None
         if conversation is not None and conversation.order[0] < offset:
@@ -320,10 +324,12 @@ class Inbox:
             log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)
             self._done(work)
             return
-        if not await self._fit(work, message):
+        header = message.record
+        if (header["deadline"] is not None or header["reply_to"] is not None) and not await self._fit(work, message):
             return
-        outputs = await self._run(work, message)
-        if outputs is None:
+        outputs = await self._attempts.run(work, message, partial(self._context, work, message))
+        if not isinstance(outputs, list):
+            await self._give_up(work, message, outputs)
             return
         if len(outputs) > 1:
             await self._complete(work, message, outputs)
@@ -358,10 +364,12 @@ class Inbox:
         if not entry.wish and assignment.dedup.twin(identity, entry.offset):
             await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
             return
-        outputs = await self._run(work, message)
-        if outputs is not None:
-            await self._complete(work, message, outputs)
-            self._sent(work, entry, identity)
+        outputs = await self._attempts.run(work, message, partial(self._context, work, message))
+        if not isinstance(outputs, list):
+            await self._give_up(work, message, outputs)
+            return
+        await self._complete(work, message, outputs)
+        self._sent(work, entry, identity)
 
     def _sent(self, work: _Work, entry: Entry, identity: str) -> None:
         """Its completion is in the journal, and its outputs are on their way."""
@@ -446,13 +454,10 @@ class Inbox:
             return False
         return True
 
-    async def _run(self, work: _Work, message: Message) -> list[Output] | None:
-        """Run the handler; None: it failed for good, and was dealt with, or is its next owner's to run."""
-        ended = await self._attempts.run(work, message, partial(self._context, work, message))
-        if isinstance(ended, Failed):
-            await self._bury(work, message, ended.cause, ended.error, attempts=ended.attempts, ctx=ended.ctx)
-            return None
-        return ended
+    async def _give_up(self, work: _Work, message: Message, failed: Failed | None) -> None:
+        """The handler failed for good; None: its message is the next owner's to handle."""
+        if failed is not None:
+            await self._bury(work, message, failed.cause, failed.error, attempts=failed.attempts, ctx=failed.ctx)
 
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
         entry = work.entry
