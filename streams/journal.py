@@ -246,8 +246,6 @@ class View:
         self._release(entry)
         self.ended[entry.offset] = at
         self._need(entry, at)
-        self._unsent.pop(entry.at, None)
-        self._sent_here.discard(entry.at)
         self._leave(entry)
 
     def _leave(self, entry: Entry) -> None:
@@ -293,6 +291,8 @@ class View:
     def _release(self, entry: Entry) -> None:
         self._needed.pop(entry.at, None)
         self._needed.pop(entry.wish_at, None)
+        self._unsent.pop(entry.at, None)
+        self._sent_here.discard(entry.at)
 
     def low(self) -> int:
         """Below this journal offset there is nothing that a next owner needs.

@@ -84,6 +84,7 @@ def compare(log: Sequence[Mapping[str, Any]], view_type: type[View]) -> None:
         record("copy", 0, 2, state="parked", refers=1),
     ]
 )
+@example([record("claim"), record("done", 0, 2), record("done", 0, 2), record("sent", 0, refers=3)])
 @settings(max_examples=300, deadline=None)
 def test_a_view_believes_what_the_protocol_says(log: list[dict[str, Any]]) -> None:
     compare(log, View)
