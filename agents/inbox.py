@@ -33,7 +33,7 @@ from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
 from llmagentos.agents.room import Room, Share
-from llmagentos.streams.dedup import identity_of
+from llmagentos.streams.dedup import identity_in, identity_of
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
 from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes, Turns
@@ -306,6 +306,9 @@ class Inbox:
                 if offset in conversation.entries:
                     self._consider(assignment, conversation_id)
                     break
+            else:  # it ended, which the commit had no room to say
+                if identity := identity_in(work.record.headers()):
+                    assignment.dedup.finished(identity, offset)
             return
         # What nearly every message needs is done here, and no coroutine made for the rest of it.
         try:
@@ -353,6 +356,7 @@ class Inbox:
         fields = {"offset": entry.offset, "message_id": entry.message_id}
         if entry.wish == "discard":
             await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
+            assignment.dedup.finished(entry.message_id, entry.offset)
             return
         if work.record.value() is None and not await self._fetch(work):
             return

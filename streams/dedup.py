@@ -15,8 +15,8 @@ from llmagentos.streams.producer import MESSAGE_ID
 
 __all__ = ["REDRIVE", "Dedup", "identity_in"]
 
-#: The Kafka header of a message that a person had sent again from a dead letter: the letter's place. It is the
-#: message's identity then, so that it runs although its id was seen, and only once however often it is sent.
+#: The Kafka header of a message that a person had sent again from a dead letter: the place where it was before. It is
+#: the message's identity then, so that it runs although its id was seen, and only once however often it is sent.
 REDRIVE = "redrive"
 
 #: Old ids leave when there are this many times the window, so that the look at what is committed is rare.
