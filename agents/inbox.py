@@ -307,7 +307,8 @@ class Inbox:
                     self._consider(assignment, conversation_id)
                     break
             else:  # it ended, which the commit had no room to say
-                if identity := identity_in(work.record.headers()):
+                headers: Any = work.record.headers()
+                if identity := identity_in(headers):
                     assignment.dedup.finished(identity, offset)
             return
         # What nearly every message needs is done here, and no coroutine made for the rest of it.
@@ -495,13 +496,9 @@ class Inbox:
         """A dead letter; and where the handler failed, the conversation waits from now on."""
         if not work.assignment.open:
             return
-        self._dead_letters.add(self.agent.name, work.record, message, cause=cause, error=error, attempts=attempts)
-        if message is not None and message.type != "event":
-            ctx = ctx or self._context(work, message, attempt=0)
-            if not ctx.reply_sent:
-                ctx.send_error(describe(error), cause)
         entry = work.entry
         if message is not None and cause in _PARKED:
+            # Before the letter: one who is not the owner any more must not write one.
             fields = {
                 "offset": work.offset,
                 "message_id": message.message_id,
@@ -513,5 +510,10 @@ class Inbox:
         elif entry is not None:
             fields = {"offset": entry.offset, "message_id": entry.message_id}
             await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
+        self._dead_letters.add(self.agent.name, work.record, message, cause=cause, error=error, attempts=attempts)
+        if message is not None and message.type != "event":
+            ctx = ctx or self._context(work, message, attempt=0)
+            if not ctx.reply_sent:
+                ctx.send_error(describe(error), cause)
         if entry is None:
             self._done(work)
