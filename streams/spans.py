@@ -171,7 +171,7 @@ def watermarks(consumer: confluent_kafka.Consumer, topic: str, partition: int) -
         try:
             return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
         except KafkaException as error:
-            if not error.args[0].retriable() and error.args[0].code() not in _NEW or time.monotonic() > deadline:
+            if (not error.args[0].retriable() and error.args[0].code() not in _NEW) or time.monotonic() > deadline:
                 raise
             time.sleep(ASK_AGAIN_S)
 
