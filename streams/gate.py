@@ -105,7 +105,8 @@ class CommitGate:
         Args:
             note: a short text that goes with it; :func:`decode_note` has it back.
         """
-        runs = self._coded(limit - len(_NOTE) - len(note)) if self._done or self._skips else ""
+        room = limit - len(_NOTE) - len(note) if note else limit
+        runs = self._coded(room) if self._done or self._skips else ""
         return f"{runs or _PREFIX}{_NOTE}{note}" if note else runs
 
     def _coded(self, limit: int) -> str:
