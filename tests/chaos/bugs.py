@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from llmagentos.agents import inbox
@@ -52,7 +53,8 @@ def held() -> None:
     """Messages of a conversation that waits run at once."""
 
     async def run_early(self: Any, work: Any, message: Any) -> None:
-        for output in await self._run(work, message) or ():
+        outputs = await self._attempts.run(work, message, partial(self._context, work, message))
+        for output in outputs if isinstance(outputs, list) else ():
             self._outputs.send(output)
         self._done(work)
 
