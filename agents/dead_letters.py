@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import confluent_kafka
@@ -15,7 +16,7 @@ from llmagentos.streams.message import Message
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 
-__all__ = ["DeadLetters", "describe"]
+__all__ = ["DeadLetters", "Death", "describe"]
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,45 @@ log = logging.getLogger(__name__)
 TRACEBACK_MAX = 16_000
 #: The same of what an error says of itself.
 ERROR_MAX = 4_000
+#: What the journal keeps of them for a letter that its worker did not live to write, in bytes: together with small
+#: things under 4,000 (`ownership.RECORD_ROOM`).
+KEPT_TRACEBACK_BYTES = 2_500
+KEPT_ERROR_BYTES = 1_000
 #: Without its key a letter is in another partition, which matters less than that it is written.
 KEY_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """Why a message could not be handled, as its letter says it.
+
+    Attributes:
+        cause: a short stable word (see dead_letter.avsc).
+    """
+
+    cause: str
+    error: str
+    traceback: str
+    attempts: int
+
+    @classmethod
+    def by(cls, error: BaseException, cause: str, attempts: int) -> Death:
+        """That of a message that was given up because of *error*."""
+        return cls(cause, describe(error), "" if isinstance(error, RecordError) else _trace(error), attempts)
+
+    def detail(self) -> dict[str, str]:
+        """As the journal keeps it: the beginning of the error and the end of the traceback."""
+        error, trace = self.error.encode(), self.traceback.encode()
+        return {
+            "error": error[:KEPT_ERROR_BYTES].decode(errors="ignore"),
+            "traceback": trace[-KEPT_TRACEBACK_BYTES:].decode(errors="ignore"),
+            "attempts": str(self.attempts),
+        }
+
+    @classmethod
+    def restored(cls, cause: str, detail: Mapping[str, str]) -> Death:
+        """What :meth:`detail` made *detail* of."""
+        return cls(cause, detail.get("error", ""), detail.get("traceback", ""), int(detail.get("attempts", 0)))
 
 
 class DeadLetters:
@@ -48,25 +86,21 @@ class DeadLetters:
         agent: str,
         record: confluent_kafka.Message,
         message: Message | None,
-        *,
-        cause: str,
-        error: BaseException,
-        attempts: int,
+        death: Death,
     ) -> None:
         """Keep *record*. It is safe before the commit of its offset, as every output is.
 
         Args:
             message: None where the record could not be decoded.
-            cause: a short stable word (see dead_letter.avsc).
         """
         topic = self._settings.topic(f"dead.{agent}")
         place = (record.topic() or "", record.partition() or 0, record.offset() or 0)
         log.error(
             "dead letter (%s): %s [%d] offset %d of conversation %s: %s; kept in %s",
-            cause,
+            death.cause,
             *place,
             message.conversation_id if message else repr(record.key()),
-            describe(error),
+            death.error,
             topic,
         )
         key: Any = record.key()  # bytes or None, where librdkafka is asked for no strings
@@ -81,10 +115,10 @@ class DeadLetters:
             "agent": agent,
             "message_id": message.message_id if message else None,
             "conversation_id": message.conversation_id if message else None,
-            "cause": cause,
-            "error": describe(error),
-            "traceback": "" if isinstance(error, RecordError) else _trace(error),
-            "attempts": attempts,
+            "cause": death.cause,
+            "error": death.error,
+            "traceback": death.traceback,
+            "attempts": death.attempts,
             "worker": self._worker,
             "died_at": time.time_ns() // 1_000_000,
         }

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -28,7 +28,7 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import RECLAIM_S, Assignment
 from llmagentos.agents.attempts import Attempts, Failed, expired
 from llmagentos.agents.context import Context
-from llmagentos.agents.dead_letters import DeadLetters, describe
+from llmagentos.agents.dead_letters import DeadLetters, Death
 from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
@@ -177,6 +177,8 @@ class Inbox:
                 self._broken,
             )
             assignment.ownership.wished = lambda entry, replay=replay: replay.consider(entry.conversation_id)
+            if untold := assignment.ownership.view.untold():
+                self._spawn(self._tell(assignment, untold))
             for conversation_id in list(assignment.view):
                 replay.consider(conversation_id)
 
@@ -229,7 +231,10 @@ class Inbox:
             if self.owned.get(assignment.tp) is assignment:
                 self._begin_again(assignment.tp)
 
-        task = asyncio.create_task(again())
+        self._spawn(again())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
 
@@ -243,17 +248,18 @@ class Inbox:
 
     def _replay(self, assignment: Assignment, entry: Entry, record: Mapping[str, Any]) -> None:
         """One that was parked or held, or whose outputs may not have been sent, is to have its turn."""
-        source = record.get("record")
-        place = (assignment.tp.topic, assignment.tp.partition, entry.offset)
+        work = self._restored(assignment, entry, record.get("record"))
+        work.outputs = record.get("outputs", ())
+        self._room.take(work.size)
+        assignment.taken += 1
+        lane = work.record.key() or b"\x00%d" % entry.offset
+        self.lanes.put(lane if self.agent.topic is None else self._foreign_lane(work), work)
+
+    def _restored(self, assignment: Assignment, entry: Entry, source: Mapping[str, Any] | None) -> _Work:
         if source is None:  # too large for the journal, or nothing but outputs: see _fetch
             source = {"key": entry.conversation_id.encode(), "value": None, "headers": [], "timestamp": -1}
-        message = restored(source, *place)
-        size = len(message)
-        self._room.take(size)
-        assignment.taken += 1
-        work = _Work(message, assignment.tp, assignment, size, entry=entry, outputs=record.get("outputs", ()))
-        lane = message.key() or b"\x00%d" % entry.offset
-        self.lanes.put(lane if self.agent.topic is None else self._foreign_lane(work), work)
+        record = restored(source, assignment.tp.topic, assignment.tp.partition, entry.offset)
+        return _Work(record, assignment.tp, assignment, len(record), entry=entry)
 
     def _wait(self, work: _Work, waits: bool) -> None:
         """A handler begins to wait for an answer, or has it: meanwhile it holds no room."""
@@ -415,9 +421,7 @@ class Inbox:
         """Get a message from the inbox that was too large for the journal; False: retention has taken it."""
         assert work.entry is not None
         tp, offset = work.tp, work.entry.offset
-        found = await asyncio.to_thread(self._journal.spans.pick, tp.topic, tp.partition, [offset])
-        if offset in found:
-            work.record = found[offset]
+        if await self._picked(work, offset):
             return True
         error = RecordError(
             f"{tp.topic}[{tp.partition}]@{offset}, message {work.entry.message_id} of conversation"
@@ -427,6 +431,11 @@ class Inbox:
         )
         await self._bury(work, None, "lost", error, attempts=0)
         return False
+
+    async def _picked(self, work: _Work, offset: int) -> bool:
+        found = await asyncio.to_thread(self._journal.spans.pick, work.tp.topic, work.tp.partition, [offset])
+        work.record = found.get(offset, work.record)
+        return offset in found
 
     async def _read(self, work: _Work) -> Message | None:
         """Decode the record; None: it became a dead letter."""
@@ -496,7 +505,8 @@ class Inbox:
         """A dead letter; and where the handler failed, the conversation waits from now on."""
         if not work.assignment.open:
             return
-        entry = work.entry
+        entry, ownership = work.entry, work.assignment.ownership
+        death = Death.by(error, cause, attempts)
         if message is not None and cause in _PARKED:
             # Before the letter: one who is not the owner any more must not write one.
             fields = {
@@ -504,16 +514,45 @@ class Inbox:
                 "message_id": message.message_id,
                 "cause": cause,
                 "record": kept(work.record, self._settings.max_message_bytes),
+                "detail": death.detail(),
             }
             conversation_id = message.conversation_id if entry is None else entry.conversation_id
-            await work.assignment.ownership.write("park", fields, conversation_id=conversation_id)
-        elif entry is not None:
-            fields = {"offset": entry.offset, "message_id": entry.message_id}
-            await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
-        self._dead_letters.add(self.agent.name, work.record, message, cause=cause, error=error, attempts=attempts)
+            await ownership.write("park", fields, conversation_id=conversation_id)
+            self._say_dead(work, message, death, ctx)
+            ownership.view.told(ownership.view.open[conversation_id].entries[work.offset])
+        else:
+            self._say_dead(work, message, death, ctx)
+            if entry is not None:  # whoever is to find nothing in the journal must find the letter
+                await self._outputs.producer.delivered()
+                fields = {"offset": entry.offset, "message_id": entry.message_id}
+                await ownership.write("drop", fields, conversation_id=entry.conversation_id)
+        if entry is None:
+            self._done(work)
+
+    def _say_dead(self, work: _Work, message: Message | None, death: Death, ctx: Context | None) -> None:
+        """Its letter, and the answer to who asked."""
+        self._dead_letters.add(self.agent.name, work.record, message, death)
         if message is not None and message.type != "event":
             ctx = ctx or self._context(work, message, attempt=0)
             if not ctx.reply_sent:
-                ctx.send_error(describe(error), cause)
-        if entry is None:
-            self._done(work)
+                ctx.send_error(death.error, death.cause)
+
+    async def _tell(self, assignment: Assignment, untold: Sequence[Entry]) -> None:
+        """Write the letters of what was parked by a worker that perhaps did not live to do so."""
+        try:
+            payloads = await assignment.ownership.payloads(untold)
+            for entry in untold:
+                found = payloads.get(entry.park)
+                if found is None or entry.at != entry.park or not assignment.open:
+                    continue  # it was run again meanwhile, or it is another's
+                work = self._restored(assignment, entry, found["record"])
+                if work.record.value() is None and not await self._picked(work, entry.offset):
+                    continue
+                try:
+                    message = self._decode(work.record)
+                except (RecordError, SchemaError):  # it was decoded when it was parked: not so by this release
+                    message = None
+                self._say_dead(work, message, Death.restored(found["cause"], found["detail"]), None)
+                assignment.ownership.view.told(entry)
+        except Exception as error:  # noqa: BLE001 - whatever it was, they must not go without
+            self._broken(error)

@@ -4,8 +4,9 @@ An agent's journal topic has as many partitions as its inbox, and partition p is
 partition p. A message that fails for good is *parked*, and its conversation is open from then on: later messages of
 it are *held*, so that their offsets can be released while they wait, in order. A person's *redrive* or *discard* is
 a wish, which the owner answers: it runs the parked message, or drops it, and then those that are held. What was
-held, or sends several outputs, is completed by a *done* record that has the outputs, before they are sent; *sent*
-says that those of all completions below an offset are.
+held, or sends several outputs, is completed by a *done* record that has the outputs, before they are sent. A park
+has what its dead letter says, for the same reason. *sent* says that all outputs and letters of records below an offset
+are sent.
 
 Who owns a partition says so by a *claim*; the claim's offset is its epoch. Records carry their writer's claim, and
 behind a newer claim they are void. So whoever folds the same records has the same view, and a worker that lost its
@@ -155,7 +156,7 @@ class View:
         self.position = start
         self.claim = claim
         self._claims: list[int] = [claim]  # ascending; those that low() may still need
-        self._unsent: dict[int, Entry] = {}  # completions by their place in the journal, ascending
+        self._unsent: dict[int, Entry] = {}  # completions and parks by their place in the journal, ascending
         self._sent_here: set[int] = set()  # of them, those that this worker has sent
         self._needed: dict[int, Entry] = {}  # places in the journal that must stay
         self._lowest: list[int] = []  # a heap of them, with some that are needed no more
@@ -193,7 +194,11 @@ class View:
         self.claim = record["claim"]  # where reading began behind it
         if kind == "sent":
             while self._unsent and (place := next(iter(self._unsent))) < record["refers"]:
-                self._close(self._unsent[place], place)
+                entry = self._unsent[place]
+                if entry.state == "done":
+                    self._close(entry, place)
+                else:
+                    self._say(place)
             return None
         entry = self._find(record["conversation_id"], offset)
         if kind == "drop":
@@ -215,6 +220,7 @@ class View:
             self._place(entry, record["state"], at, record["refers"])
         elif kind == "park":
             self._place(entry, "parked", at, at)
+            self._unsent[at] = entry
         elif kind == "held":
             self._place(entry, "held", at, -1)
         elif kind == "done":
@@ -255,15 +261,25 @@ class View:
             if not conversation.order:
                 del self.open[entry.conversation_id]
 
-    # -- completions, at the owner ------------------------------------------------------------------------------
+    # -- completions and letters, at the owner ------------------------------------------------------------------
 
     def sent(self, entry: Entry) -> None:
         """The owner has sent the outputs of *entry*: what comes behind it in its conversation may run."""
         self._sent_here.add(entry.at)
         self._leave(entry)
 
+    def told(self, entry: Entry) -> None:
+        """The owner has sent the dead letter of *entry*, which it parked."""
+        if entry.at in self._unsent:
+            self._sent_here.add(entry.at)
+
+    def untold(self) -> list[Entry]:
+        """What is parked, and its dead letter perhaps not sent."""
+        unsent = self._unsent.items()
+        return [entry for at, entry in unsent if entry.state == "parked" and at not in self._sent_here]
+
     def sent_below(self) -> int:
-        """Every completion below this journal offset was sent by this owner, or by an earlier one."""
+        """What records below this journal offset say is to be sent was sent by this owner, or by an earlier one."""
         for place in self._unsent:
             if place not in self._sent_here:
                 return place
@@ -291,8 +307,11 @@ class View:
     def _release(self, entry: Entry) -> None:
         self._needed.pop(entry.at, None)
         self._needed.pop(entry.wish_at, None)
-        self._unsent.pop(entry.at, None)
-        self._sent_here.discard(entry.at)
+        self._say(entry.at)
+
+    def _say(self, at: int) -> None:
+        self._unsent.pop(at, None)
+        self._sent_here.discard(at)
 
     def low(self) -> int:
         """Below this journal offset there is nothing that a next owner needs.
@@ -323,5 +342,5 @@ class View:
             for conversation in self.open.values()
             if conversation.waits
             for entry in conversation.entries.values()
-            if entry.at < below or entry.since < before_ms
+            if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
         ]

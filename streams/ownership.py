@@ -42,8 +42,8 @@ CLEAN_FACTOR = 4
 CLEAN_BATCH = 500
 #: What has been in the journal for half of its retention is written again.
 CLEAN_AGE_MS = (named("journal.NAME").retention_ms or 0) // 2
-#: The rest of a journal record beside what it keeps.
-RECORD_ROOM = 2_000
+#: The rest of a journal record beside what it keeps: 2,000 bytes for its own fields, and a park's detail.
+RECORD_ROOM = 6_000
 
 
 class Ownership:

@@ -75,6 +75,8 @@ class Owner:
                 self.dedup.finished(identity, offset)
         self.view.cover(self.start)
         self.journaled = {n for n in (*open_, *self.view.ended) if n >= self.start and n not in self.told}
+        for entry in self.view.untold():
+            self.write_letter(entry)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -97,6 +99,8 @@ class Owner:
         if kind == "done":
             entry = self.view.open[conversation].entries[offset]
             self.send_completion(entry)
+        if kind == "park":
+            self.write_letter(self.view.open[conversation].entries[offset])
         if kind == "drop":
             self.dedup.finished(self.world.inbox.ids[offset], offset)
         else:
@@ -106,6 +110,10 @@ class Owner:
         self.world.effect(self.world.inbox.ids[entry.offset], self.world.log[entry.at]["writer"])
         self.view.sent(entry)
         self.dedup.finished(self.world.inbox.ids[entry.offset], entry.offset)
+
+    def write_letter(self, entry: Any) -> None:
+        self.world.letters.add(entry.park)
+        self.view.told(entry)
 
     # -- acting -------------------------------------------------------------------------------------------------
 
@@ -235,6 +243,7 @@ class World(RuleBasedStateMachine):
         self.effects: dict[str, int] = {}  # the first of each id, in order -> who computed it
         self.fast: set[int] = set()  # offsets whose effect came without the journal
         self.discarded: set[str] = set()
+        self.letters: set[int] = set()  # of which parks there is a dead letter
         self.owners = [Owner(self, self.commit)]
 
     # -- what the world keeps, and what it must never see -----------------------------------------------------------
@@ -426,6 +435,7 @@ class World(RuleBasedStateMachine):
             said, _ = fold(self.log)
             for state, _, park, wish, _ in said.values():
                 if state == "parked" and not wish:
+                    assert park in self.letters, "a letter is missing"
                     self.wishes(park, "redrive")
                     moved = True
             if not moved and owner.position >= self.inbox.end:
@@ -496,6 +506,13 @@ class HastyView(View):
         return min((place for place in self._needed if place not in self._unsent), default=self.position)
 
 
+class SilentView(View):
+    """Nobody looks for parks whose letters are not written."""
+
+    def untold(self) -> list[Any]:
+        return []
+
+
 class ForgetfulView(View):
     """What has ended is forgotten at once."""
 
@@ -507,6 +524,7 @@ class ForgetfulView(View):
 Steps = Sequence[tuple[Any, ...]]
 PARKED: Steps = [("produce", "poison", 0, 0), ("deliver", 0, 1), ("work", 0, 0, 1), ("land", 0, True)]
 HELD: Steps = [*PARKED, ("produce", "plain", 0, 0), ("deliver", 0, 1), ("work", 0, 0, 1), ("land", 0, True)]
+SAID: Steps = [("say_sent", 0), ("land", 0, True)]
 COMPLETING: Steps = [("produce", "many", 0, 0), ("deliver", 0, 1), ("work", 0, 0, 1)]
 #: Four runs of finished offsets, which fill the metadata, and one parked behind them.
 CROWDED: Steps = [
@@ -526,8 +544,9 @@ SEEDS: dict[str, tuple[dict[str, Any], Steps]] = {
     "held messages complete without a record": ({"records_held": False}, HELD),
     "copies are not compared": (
         {"view_type": BlindView},
-        [*PARKED, ("copy", 0, 1), ("wish", 0, "redrive"), ("land", 0, True)],
+        [*PARKED, *SAID, ("copy", 0, 1), ("wish", 0, "redrive"), ("land", 0, True)],
     ),
+    "letters of the dead are not written": ({"view_type": SilentView}, [*PARKED[:-1], ("land", 0, False), ("crash",)]),
     "the note passes what is not sent": ({"view_type": HastyView}, [*COMPLETING, ("land", 0, True), ("commits",)]),
     "ends are forgotten before a commit covers them": (
         {"view_type": ForgetfulView},

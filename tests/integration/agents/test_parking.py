@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.testing.run import running
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.journal import SUBJECT, View
@@ -176,6 +178,46 @@ async def test_parked_and_held_messages_go_on_with_another_worker(deploy, ward: 
         await until(lambda: ward.handled("a") == ["1", "2 poison", "3", "4"])
 
 
+async def test_a_letter_that_its_worker_did_not_live_to_write_is_written_by_the_next(
+    deploy, ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await deploy(ward.source)
+    worker.stop()
+    others = (type(worker)(worker.settings, worker.deployment, worker.loaded, index=n) for n in count(1))
+
+    def dies(*args: Any) -> None:
+        raise Died
+
+    async def killed() -> None:
+        async with running(next(others)) as run:
+            await ward.send("a", "1 poison", "2")
+            await until(run.done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeadLetters, "add", dies)
+        with pytest.raises(Died):
+            await killed()
+    with monkeypatch.context() as patch:  # the seeded bug: nobody looks for such letters
+        patch.setattr(View, "untold", lambda self: [])
+        async with running(next(others)):
+            await ward.send("b", "1")
+            await until(lambda: ward.handled("b") == ["1"])
+            await until(lambda: _is(ward.states("a"), ["parked", "held"]))
+    assert _letters(ward.settings) == []
+    async with running(next(others)):
+        await until(lambda: _letters(ward.settings))
+        await until(lambda: not any(view.untold() for view in ward.view().values()))
+    (letter,) = _letters(ward.settings)
+    assert letter["cause"] == "failed"
+    assert letter["error"] == "ValueError: poison"
+    assert 'raise ValueError("poison")' in letter["traceback"]
+    assert letter["attempts"] == 1
+    async with running(next(others)):  # it is written once
+        await ward.send("b", "2")
+        await until(lambda: ward.handled("b") == ["1", "2"])
+    assert len(_letters(ward.settings)) == 1
+
+
 async def test_a_message_that_comes_twice_is_handled_once_and_so_after_a_restart(deploy, ward: Ward) -> None:
     worker = await deploy(ward.source)
     await ward.send("a", "1", message_id="same")
@@ -189,6 +231,19 @@ async def test_a_message_that_comes_twice_is_handled_once_and_so_after_a_restart
         await ward.send("a", "3")
         await until(lambda: ward.handled("a")[-1] == "3")
     assert ward.handled("a") == ["1", "2", "3"]
+
+
+class Died(Exception):
+    """The worker ends here."""
+
+
+def _letters(settings: Settings) -> list[dict[str, Any]]:
+    codec, spans = Codec(open_registry(settings)), Spans(settings, name="test")
+    try:
+        batches = spans.whole(settings.topic("dead.doctor"))
+        return [codec.decode(record.value() or b"") for batch in batches for record in batch]
+    finally:
+        spans.close()
 
 
 async def _is(states: Any, wanted: list[str]) -> bool:
