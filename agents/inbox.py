@@ -176,7 +176,7 @@ class Inbox:
                 self._room,
                 self._broken,
             )
-            assignment.ownership.wished = lambda entry, replay=replay: replay.consider(entry.conversation_id)
+            assignment.ownership.noticed = lambda entry, _, replay=replay: replay.consider(entry.conversation_id)
             if untold := assignment.ownership.view.untold():
                 self._spawn(self._tell(assignment, untold))
             for conversation_id in list(assignment.view):

@@ -1,4 +1,4 @@
-"""The journal of one inbox partition: what is parked, held or completed in it, as a fold over its records.
+"""The journal of one inbox partition: what is under way in it, as a fold over its records.
 
 An agent's journal topic has as many partitions as its inbox, and partition p is written by the owner of inbox
 partition p. A message that fails for good is *parked*, and its conversation is open from then on: later messages of
@@ -7,6 +7,10 @@ a wish, which the owner answers: it runs the parked message, or drops it, and th
 held, or sends several outputs, is completed by a *done* record that has the outputs, before they are sent. A park
 has what its dead letter says, for the same reason. *sent* says that all outputs and letters of records below an offset
 are sent.
+
+A handler's effects are *steps*: each one's result is recorded, so that a rerun takes it from here. One that waits for
+long is *suspended*: the message is kept with what it waits for, and its offset released. An answer, the end of a timer
+or a person's *approve* or *reject* is a step's result too, and has the handler run again.
 
 Who owns a partition says so by a *claim*; the claim's offset is its epoch. Records carry their writer's claim, and
 behind a newer claim they are void. So whoever folds the same records has the same view, and a worker that lost its
@@ -25,18 +29,69 @@ from bisect import insort
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-__all__ = ["COMMANDS", "SUBJECT", "Conversation", "Entry", "Kind", "Note", "State", "View"]
+__all__ = [
+    "BLANK",
+    "COMMANDS",
+    "DECISIONS",
+    "SUBJECT",
+    "Conversation",
+    "Entry",
+    "Kind",
+    "Note",
+    "State",
+    "View",
+    "Wait",
+]
 
 #: The registry subject of journal records: their full name.
 SUBJECT = "llmagentos.Journal"
 
-Kind = Literal["claim", "park", "held", "done", "drop", "copy", "sent", "redrive", "discard", "reset"]
-State = Literal["parked", "held", "done"]
+Kind = Literal[
+    "claim", "park", "held", "step", "suspend", "done", "drop", "copy", "sent",
+    "redrive", "discard", "approve", "reject", "reset",
+]  # fmt: skip
+State = Literal["open", "parked", "held", "waiting", "done", "unknown"]
 
+#: A person's answer to a handler that asked for it.
+DECISIONS = frozenset({"approve", "reject"})
 #: Written by people, and so without a claim.
-COMMANDS = frozenset({"redrive", "discard", "reset"})
+COMMANDS = frozenset({"redrive", "discard", "reset"}) | DECISIONS
+
+
+#: What a record says where it says nothing.
+BLANK: Mapping[str, Any] = {
+    "claim": -1,
+    "offset": -1,
+    "conversation_id": "",
+    "message_id": "",
+    "cause": "",
+    "state": "",
+    "refers": -1,
+    "record": None,
+    "outputs": [],
+    "step": None,
+    "waits": [],
+    "detail": {},
+}
+
+
+class Wait(NamedTuple):
+    """One thing that a suspended handler waits for: the result of a step of its.
+
+    Attributes:
+        kind: answer, timer or approval.
+        name, number: of the step.
+        about: the question's id; of an approval, what is to be decided.
+        due: when the wait ends at the latest, milliseconds since the epoch; 0: never.
+    """
+
+    kind: str
+    name: str
+    number: int
+    about: str
+    due: int
 
 
 @dataclass(slots=True, eq=False)
@@ -45,13 +100,18 @@ class Entry:
 
     Attributes:
         offset: of the message in the inbox partition.
-        state: parked, held, or done: completed, and its outputs perhaps not sent.
-        at: where in the journal its payload is; of one that is done, its outputs.
+        state: open: its handler recorded steps, and it is still in the inbox; parked, held; waiting: suspended; done:
+            completed, and its outputs perhaps not sent; unknown: a newer release wrote something of it.
+        at: where in the journal its payload is; of one that is done, its outputs; -1 where it has none.
         park: where in the journal it was parked; -1 where it is not.
         wish: what a person wants of a parked one; empty: nothing yet.
         wish_at: where in the journal that was said.
         edited: the wish brings a message to run in place of the parked one.
         since: when its payload was written; milliseconds since the epoch.
+        steps: where in the journal its steps are, in their order.
+        waits: what it is suspended for; without what has come.
+        waits_at: where the newest of that was said, if not with the payload.
+        ready: something that it was suspended for has come.
     """
 
     offset: int
@@ -64,6 +124,10 @@ class Entry:
     wish_at: int = -1
     edited: bool = False
     since: int = 0
+    steps: list[int] | None = None
+    waits: tuple[Wait, ...] = ()
+    waits_at: int = -1
+    ready: bool = False
 
     @property
     def payload_at(self) -> int:
@@ -87,9 +151,11 @@ class Conversation:
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for a person: its first message is parked, and nobody has said what is to be done."""
+        """Whether its first message can't go on: parked, and nobody has said what is to be done, or suspended."""
         first = self.first
-        return first.state == "parked" and not first.wish
+        if first.state == "parked":
+            return not first.wish
+        return (first.state == "waiting" and not first.ready) or first.state == "unknown"
 
     def add(self, entry: Entry) -> None:
         """Put in a new entry."""
@@ -187,6 +253,8 @@ class View:
         if kind == "reset":
             self._forget_ended(lambda _: True)  # history is run again: what ended before counts no more
             return None
+        if kind in DECISIONS:
+            return self._decision(record, at)
         if kind in COMMANDS:
             return self._wish(kind, record, at)
         if record["claim"] < self.claim:
@@ -207,17 +275,22 @@ class View:
             self._close(entry, at)
             return None
         if kind == "copy" and entry is not None:
-            # A wish may have come before it in the log: then the payload stays where it was.
-            if entry.state == record["state"] and entry.park == record["refers"] and not entry.wish:
-                self._place(entry, entry.state, at, entry.park)
-                entry.since = record["at"]
+            self._copy(entry, record, at)
             return None
+        if kind == "step" and (offset in self.ended or (entry is not None and entry.state == "done")):
+            return None  # what it was for is over
         if entry is None:
-            entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
+            entry = Entry(offset, record["conversation_id"], record["message_id"], "open", -1)
             self.open.setdefault(entry.conversation_id, Conversation()).add(entry)
+        if kind == "step":
+            self._add_step(entry, record["step"], at)
+            return entry
         entry.since = record["at"]
         if kind == "copy":
             self._place(entry, record["state"], at, record["refers"])
+            entry.waits = _waits(record)
+        elif kind == "suspend":
+            self._suspend(entry, record, at)
         elif kind == "park":
             self._place(entry, "parked", at, at)
             self._unsent[at] = entry
@@ -225,16 +298,71 @@ class View:
             self._place(entry, "held", at, -1)
         elif kind == "done":
             self._place(entry, "done", at, -1)
+            self._forget_steps(entry)
             self._unsent[at] = entry
+        else:
+            self._place(entry, "unknown", at, -1)
         return entry
+
+    def _copy(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
+        """The payload, or a step, is at the end of the journal now."""
+        if record["step"] is not None:
+            steps = entry.steps or []
+            if record["refers"] in steps:
+                self._needed.pop(record["refers"], None)
+                steps[steps.index(record["refers"])] = at
+            elif entry.state != "done":
+                entry.steps = [*steps, at]  # reading began behind where it was
+            else:
+                return
+            self._need(entry, at)
+        # What a person wants, or it waited for, may have come before it in the log: then all stays where it was.
+        elif entry.state == record["state"] and entry.park == record["refers"] and not (entry.wish or entry.ready):
+            self._place(entry, entry.state, at, entry.park)
+            entry.since = record["at"]
+
+    def _add_step(self, entry: Entry, step: Mapping[str, Any], at: int) -> None:
+        if entry.steps is None:
+            entry.steps = []
+        entry.steps.append(at)
+        self._need(entry, at)
+        if entry.waits:
+            left = tuple(w for w in entry.waits if (w.name, w.number) != (step["name"], step["number"]))
+            entry.ready = entry.ready or len(left) < len(entry.waits)
+            entry.waits = left
+
+    def _decision(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        """A person approved or rejected. Of several such, the first counts."""
+        entry = self._find(record["conversation_id"], record["offset"])
+        step = record["step"]
+        if entry is None or step is None or entry.state in ("parked", "done"):
+            return None
+        if entry.state == "waiting" and not any(
+            (w.name, w.number) == (step["name"], step["number"]) for w in entry.waits
+        ):
+            return None
+        self._add_step(entry, step, at)
+        return entry
+
+    def _suspend(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
+        if record["record"] is not None or entry.state == "open":
+            self._place(entry, "waiting", at, -1)
+        else:  # it was suspended before, or held: its payload stays where it is
+            if entry.state != "waiting":
+                entry.state, entry.park, entry.wish = "waiting", -1, ""
+            self._needed.pop(entry.waits_at, None)
+            entry.waits_at = at
+            self._need(entry, at)
+        entry.waits, entry.ready = _waits(record), False
 
     def _wish(self, kind: Any, record: Mapping[str, Any], at: int) -> Entry | None:
         entry = self._find(record["conversation_id"], record["offset"])
         if entry is None or entry.state != "parked" or entry.park != record["refers"] or entry.wish:
             return None  # that park is over, or somebody has said it already
         entry.wish, entry.wish_at, entry.edited = kind, at, record["record"] is not None
-        if entry.edited and record["message_id"]:
-            entry.message_id = record["message_id"]
+        if entry.edited:
+            self._forget_steps(entry)  # they were another message's
+            entry.message_id = record["message_id"] or entry.message_id
         self._need(entry, at)
         return entry
 
@@ -250,6 +378,7 @@ class View:
 
     def _close(self, entry: Entry, at: int) -> None:
         self._release(entry)
+        self._forget_steps(entry)
         self.ended[entry.offset] = at
         self._need(entry, at)
         self._leave(entry)
@@ -307,7 +436,14 @@ class View:
     def _release(self, entry: Entry) -> None:
         self._needed.pop(entry.at, None)
         self._needed.pop(entry.wish_at, None)
+        self._needed.pop(entry.waits_at, None)
+        entry.waits_at = -1
         self._say(entry.at)
+
+    def _forget_steps(self, entry: Entry) -> None:
+        for at in entry.steps or ():
+            self._needed.pop(at, None)
+        entry.steps, entry.waits, entry.ready = None, (), False
 
     def _say(self, at: int) -> None:
         self._unsent.pop(at, None)
@@ -334,8 +470,8 @@ class View:
     def movable(self, below: int, before_ms: int) -> list[Entry]:
         """What a copy may move now: the entries that lie below the journal offset *below*, or are older.
 
-        Only of conversations that wait for a person: nothing of them is under way, so that no record of what became
-        of an entry can come before its copy.
+        Only of conversations that wait: nothing of them is under way, so that no record of what became of an entry
+        can come before its copy.
         """
         return [
             entry
@@ -344,3 +480,7 @@ class View:
             for entry in conversation.entries.values()
             if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
         ]
+
+
+def _waits(record: Mapping[str, Any]) -> tuple[Wait, ...]:
+    return tuple(Wait(w["kind"], w["name"], w["number"], w["about"], w["due"]) for w in record["waits"])

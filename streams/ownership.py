@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import confluent_kafka
@@ -19,14 +19,14 @@ import confluent_kafka
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, SchemaError
 from llmagentos.streams.follower import Follower
-from llmagentos.streams.journal import SUBJECT, Entry, Kind, Note, View
+from llmagentos.streams.journal import BLANK, COMMANDS, SUBJECT, Entry, Kind, Note, View
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import named
 from llmagentos.streams.wire import Codec
 
-__all__ = ["Journal", "Ownership", "kept", "restored"]
+__all__ = ["Journal", "Ownership", "copies", "kept", "places_of", "restored"]
 
 log = logging.getLogger(__name__)
 
@@ -122,11 +122,12 @@ class Ownership:
         waiting = self._waiting.pop(at, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
-        if entry is not None and entry.wish and entry.wish_at == at:
-            self.wished(entry)
+        if entry is not None and (entry.ready or record["kind"] in COMMANDS):
+            self.noticed(entry, record)
 
-    #: Told of what a person wants of a parked message, once this ownership has begun; set by the inbox.
-    wished: Callable[[Entry], None] = staticmethod(lambda entry: None)
+    #: Told of what lets a message go on: a person's command, or the result that its handler waited for. Set by the
+    #: inbox.
+    noticed: Callable[[Entry, Mapping[str, Any]], None] = staticmethod(lambda entry, record: None)
 
     def end(self) -> None:
         """Give it up: the partition is another worker's."""
@@ -154,8 +155,8 @@ class Ownership:
         return Note(low, self.view.claim_below(low), answers)
 
     async def payloads(self, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
-        """The journal records that have the payloads of *entries*, by their journal offsets."""
-        return await self._journal.payloads(self, [entry.payload_at for entry in entries])
+        """The journal records that have the payloads and steps of *entries*, by their journal offsets."""
+        return await self._journal.payloads(self, [place for entry in entries for place in places_of(entry)])
 
 
 class Journal:
@@ -231,11 +232,11 @@ class Journal:
         value = self._encode(
             {
                 "kind": kind,
-                "claim": claim,
                 "writer": ownership._writer,  # pyright: ignore[reportPrivateUsage]
                 "at": time.time_ns() // 1_000_000,
-                **_BLANK,
+                **BLANK,
                 **entry,
+                "claim": claim,
                 "conversation_id": key or "",
             }
         )
@@ -251,7 +252,7 @@ class Journal:
             ownership.topic, value, None if key is None else key.encode(), ownership.partition, kind=Delivery
         )
 
-    async def payloads(self, ownership: Ownership, places: Sequence[int]) -> dict[int, dict[str, Any]]:
+    async def payloads(self, ownership: Ownership, places: Iterable[int]) -> dict[int, dict[str, Any]]:
         """The records at *places* of the partition, by offset."""
         found = await asyncio.to_thread(self._spans.pick, ownership.topic, ownership.partition, places)
         return {at: self._codec.decode(record.value() or b"") for at, record in found.items()}
@@ -322,39 +323,45 @@ class Journal:
     async def _copy(self, owned: Ownership, entries: Sequence[Entry]) -> None:
         if not entries:
             return
-        found = await self.payloads(owned, [entry.at for entry in entries])
+        found = await owned.payloads(entries)
         last: Delivery | None = None
         for entry in entries:
             conversation = owned.view.open.get(entry.conversation_id)
-            record = found.get(entry.at)
             # Looked at again, with no await before it is handed to the producer: see View.movable.
-            if owned.over or record is None or conversation is None or not conversation.waits:
+            if owned.over or conversation is None or not conversation.waits:
                 continue
-            if conversation.entries.get(entry.offset) is entry:
-                fields = {
-                    "offset": entry.offset,
-                    "message_id": entry.message_id,
-                    "state": entry.state,
-                    "refers": entry.park,
-                    "cause": record["cause"],
-                    "record": record["record"],
-                }
-                last = self.post(owned, "copy", owned._claim, fields, entry.conversation_id)  # pyright: ignore[reportPrivateUsage]
+            if conversation.entries.get(entry.offset) is entry and found.keys() >= places_of(entry):
+                for fields in copies(entry, found):
+                    last = self.post(owned, "copy", owned._claim, fields, entry.conversation_id)  # pyright: ignore[reportPrivateUsage]
         if last is not None:
             await last
 
 
-#: What a record says where it says nothing.
-_BLANK: dict[str, Any] = {
-    "offset": -1,
-    "message_id": "",
-    "cause": "",
-    "state": "",
-    "refers": -1,
-    "record": None,
-    "outputs": [],
-    "detail": {},
-}
+def places_of(entry: Entry) -> set[int]:
+    """Where in the journal the payload, an edited one too, and the steps of *entry* are."""
+    return {place for place in (entry.at, entry.payload_at, *(entry.steps or ())) if place >= 0}
+
+
+def copies(entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The fields of the copies of *entry*: its payload, then its steps.
+
+    Args:
+        found: the records at :func:`places_of` it; of one that is gone, the message is then looked for in the inbox.
+    """
+    same = {"offset": entry.offset, "message_id": entry.message_id}
+    # With an edited message comes the wish to run it, and that is copied by itself.
+    payload = found.get(entry.at if entry.wish else entry.payload_at, {})
+    yield same | {
+        "state": entry.state,
+        "refers": entry.park,
+        "cause": payload.get("cause", ""),
+        "record": payload.get("record"),
+        "detail": payload.get("detail", {}),
+        "waits": [wait._asdict() for wait in entry.waits],
+    }
+    for place in entry.steps or ():
+        if place in found:
+            yield same | {"refers": place, "step": found[place]["step"]}
 
 
 def kept(record: confluent_kafka.Message, limit: int) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from llmagentos.streams.dedup import REDRIVE
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.entries import Entry
 from llmagentos.streams.errors import InputError
-from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.journal import BLANK, SUBJECT
 from llmagentos.streams.letters import Letter, Letters
 from llmagentos.streams.message import JSON, TEXT, Message, new_id
 from llmagentos.streams.producer import MESSAGE_ID, Producer
@@ -169,18 +169,15 @@ class Redrive:
     def _write(self, wish: Wish, letter: Letter, *, refers: int, edited: Edited | None) -> None:
         value = self._encode(
             {
+                **BLANK,
                 "kind": wish,
-                "claim": -1,
                 "writer": self._writer,
                 "at": time.time_ns() // 1_000_000,
                 "offset": letter.inbox_offset,
                 "conversation_id": letter.conversation_id,
                 "message_id": "" if edited is None else edited.message_id,
-                "cause": "",
-                "state": "",
                 "refers": refers,
                 "record": None if edited is None else edited.record,
-                "outputs": [],
                 "detail": {"letter": letter.id},
             }
         )

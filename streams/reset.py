@@ -20,7 +20,7 @@ from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import BrokerError, InputError, NotOwner
 from llmagentos.streams.gate import CommitGate, decode_finished, decode_note
 from llmagentos.streams.journal import Entry, Kind, Note
-from llmagentos.streams.ownership import Journal, Ownership
+from llmagentos.streams.ownership import Journal, Ownership, copies, places_of
 from llmagentos.streams.position import END, Position
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
@@ -32,9 +32,6 @@ __all__ = ["Move", "Target", "apply", "plan"]
 
 #: Journal records under way at once: 500 of 1 kB are half a megabyte.
 AT_ONCE = 500
-
-#: In place of a record that retention has taken: its message is then looked for in the inbox.
-_GONE: Mapping[str, Any] = {"cause": "", "record": None, "outputs": []}
 
 _PARTS = re.compile(r"\d+:\d+(,\d+:\d+)*")
 
@@ -241,18 +238,22 @@ async def _keep(journal: Journal, ownership: Ownership, below: int) -> None:
     for first in range(0, len(kept), AT_ONCE):
         some = kept[first : first + AT_ONCE]
         wishes: list[tuple[Entry, Kind, int]] = [(entry, entry.wish, entry.wish_at) for entry in some if entry.wish]
-        found = await journal.payloads(ownership, [place for e in some for place in (e.at, e.wish_at) if place >= 0])
-        await asyncio.gather(*[_again(ownership, entry, found.get(entry.at, _GONE)) for entry in some])
+        places = [place for entry in some for place in (*places_of(entry), entry.wish_at) if place >= 0]
+        found = await journal.payloads(ownership, places)
+        await asyncio.gather(*[_again(ownership, entry, found) for entry in some])
         for entry, wish, at in wishes:
             if at in found:
                 fields = {name: found[at][name] for name in ("offset", "message_id", "refers", "record", "detail")}
                 await journal.post(ownership, wish, -1, fields, entry.conversation_id)
 
 
-async def _again(ownership: Ownership, entry: Entry, record: Mapping[str, Any]) -> None:
+async def _again(ownership: Ownership, entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> None:
     fields: dict[str, Any] = {"offset": entry.offset, "message_id": entry.message_id}
     if entry.state == "done":
-        await ownership.write("done", fields | {"outputs": record["outputs"]}, conversation_id=entry.conversation_id)
+        outputs = found[entry.at]["outputs"] if entry.at in found else []
+        await ownership.write("done", fields | {"outputs": outputs}, conversation_id=entry.conversation_id)
+    elif entry.state == "open":  # it lies in the inbox below where all goes on
+        await ownership.write("drop", fields, conversation_id=entry.conversation_id)
     else:
-        fields |= {"state": entry.state, "refers": entry.park, "cause": record["cause"], "record": record["record"]}
-        await ownership.write("copy", fields, conversation_id=entry.conversation_id)
+        for copy in copies(entry, found):
+            await ownership.write("copy", copy, conversation_id=entry.conversation_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmagentos.streams.journal import View
+from llmagentos.streams.journal import BLANK, View
 
 #: What is said of one open message: state, place of its payload, of its park, the wish, and its place.
 Said = tuple[str, int, int, str, int]
@@ -13,9 +13,8 @@ Said = tuple[str, int, int, str, int]
 
 def record(kind: str, claim: int = -1, offset: int = -1, **fields: Any) -> dict[str, Any]:
     """A journal record. Offsets lie in conversations by their last bit."""
-    blank = {"at": 0, "refers": -1, "state": "", "record": None, "outputs": [], "cause": "", "detail": {}}
     of = {"conversation_id": f"c{offset % 2}", "message_id": f"m{offset}"} if offset >= 0 else {"conversation_id": ""}
-    return {"kind": kind, "claim": claim, "offset": offset, "message_id": "", "writer": "", **blank, **of, **fields}
+    return {**BLANK, "kind": kind, "claim": claim, "offset": offset, "writer": "", "at": 0, **of, **fields}
 
 
 def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> tuple[dict[int, Said], dict[int, int]]:
