@@ -176,14 +176,18 @@ def watermarks(consumer: confluent_kafka.Consumer, topic: str, partition: int) -
             time.sleep(ASK_AGAIN_S)
 
 
-def wake(consumer: confluent_kafka.Consumer, places: Iterable[tuple[str, int]]) -> None:
+def wake(consumer: confluent_kafka.Consumer, places: Iterable[tuple[str, int]], wait_s: float = WAKE_S) -> None:
     """Have librdkafka fetch *places*, which were assigned or resumed, now.
 
     Its thread for a broker sleeps for up to a second when it has nothing to fetch, and neither wakes it (measured: 0.5
     to 1.0 s to the first record); any request to that broker does (6 ms).
+
+    Args:
+        wait_s: how long to wait for the answer, which nobody needs: where the leaders are known, the request is on its
+            way at once.
     """
     with suppress(KafkaException):
-        consumer.offsets_for_times([TopicPartition(*place, 0) for place in places], timeout=WAKE_S)
+        consumer.offsets_for_times([TopicPartition(*place, 0) for place in places], timeout=wait_s)
 
 
 def _within(record: confluent_kafka.Message, spans: Mapping[tuple[str, int], tuple[int, int]]) -> bool:

@@ -24,6 +24,9 @@ __all__ = ["Transport", "configure"]
 DEFAULT_PORT = 9092
 #: librdkafka waits this long (default 1 s) after a fetch queue ran full; the inboxes must not run dry meanwhile.
 FETCH_BACKOFF_MS = 5
+#: A fetch that finds nothing is answered after this (librdkafka's default is 500 ms), and until then a broker is asked
+#: for nothing else: so long would a full partition wait to go on, beside idle ones. Twenty requests a second when idle.
+FETCH_WAIT_MS = 50
 #: Of what a worker may hold, the part that librdkafka may prefetch; the inboxes bound themselves by the whole.
 PREFETCH_SHARE = 4
 #: A request to a broker that hangs is given up after this (librdkafka's default is 60 s): a commit that waits for a
@@ -87,7 +90,7 @@ class Transport(FaustTransport):
             enable_auto_offset_store=False,
             auto_offset_reset="error",
             isolation_level="read_committed",
-            fetch_wait_max_ms=50,
+            fetch_wait_max_ms=FETCH_WAIT_MS,
             allow_auto_create_topics=False,
         )
 
@@ -106,6 +109,7 @@ class Transport(FaustTransport):
             auto_offset_reset="error",  # where to start is decided in the open: see Poller
             isolation_level="read_committed",
             fetch_queue_backoff_ms=FETCH_BACKOFF_MS,
+            fetch_wait_max_ms=FETCH_WAIT_MS,
             queued_max_messages_kbytes=max(1_024, settings.max_in_flight_bytes // PREFETCH_SHARE // 1_024),
             reconnect_backoff_max_ms=1_000,  # librdkafka's 10 s is long for a broker that restarts in 4 s
             allow_auto_create_topics=False,  # see check_topics
