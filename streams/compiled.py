@@ -69,6 +69,8 @@ def _text(value: str) -> bytes:
 
 
 def _text_map(value: dict[str, str]) -> bytes:
+    if value == {}:
+        return b"\0"
     parts = [_long(len(value))]
     for name, text in value.items():
         parts += _text(name), _text(text)
@@ -77,12 +79,17 @@ def _text_map(value: dict[str, str]) -> bytes:
 
 def _read_long(raw: bytes, at: int) -> tuple[int, int]:
     """The long at *at*, and where the next value is."""
-    six = raw[at : at + 6]
-    if len(six) == 6:  # a time's is as long, and spelled out
-        a, b, c, d, e, f = six
-        if a & b & c & d & e & 0x80 and f < 0x80:
-            z = a & 127 | (b & 127) << 7 | (c & 127) << 14 | (d & 127) << 21 | (e & 127) << 28 | f << 35
-            return z >> 1 ^ -(z & 1), at + 6
+    five = raw[at : at + 5]
+    if len(five) == 5:  # five and six bytes, as checksums and times have, are spelled out
+        a, b, c, d, e = five
+        if a & b & c & d & 0x80:
+            z = a & 127 | (b & 127) << 7 | (c & 127) << 14 | (d & 127) << 21 | (e & 127) << 28
+            if e < 0x80:
+                return z >> 1 ^ -(z & 1), at + 5
+            f = raw[at + 5]
+            if f < 0x80:
+                z |= f << 35
+                return z >> 1 ^ -(z & 1), at + 6
     z = shift = 0
     while True:
         byte = raw[at]
@@ -227,7 +234,9 @@ def _encode_value(writer: _Writer, depth: int, kind: Any, source: str) -> list[s
         writer.add(depth, f"{value} = {source}{'.encode()' if word == 'string' else ''}", f"{size} = len({value})")
         return [f"L[{size}] if {size} < {SHORT} else long({size})", value]
     if word == "int" or word == "long":
-        return [f"long({source})"]
+        value = writer.name()
+        writer.add(depth, f"{value} = {source}")
+        return [f"L[{value}] if 0 <= {value} < {SHORT} else long({value})"]
     if word == "double":
         return [f"double({source})"]
     if word == "boolean":
@@ -306,7 +315,12 @@ def _decode_value(writer: _Writer, depth: int, kind: Any, value: str) -> None:
             depth,
             "n = raw[at]",
             "if n & 0x81:",  # longer than 63, or negative
-            "    n, at = size(raw, at)",
+            "    m = raw[at + 1]",
+            "    if n & 1 or m > 0x7f:",  # longer than 8,191
+            "        n, at = size(raw, at)",
+            "    else:",
+            "        n = (n & 0x7f | m << 7) >> 1",
+            "        at += 2",
             "else:",
             "    n >>= 1",
             "    at += 1",
