@@ -27,7 +27,7 @@ Key = Callable[[bytes | None, Any], str]
 
 #: Kafka allows 249 characters of these in a topic's name (org.apache.kafka.common.internals.Topic), and
 #: prefixes and kinds are added to an agent's; the dot separates kind and name.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def agent(
 
     def decorate(function: Function) -> Agent:
         label = name if name is not None else getattr(function, "__name__", "agent")
-        if not _NAME.fullmatch(label):
+        if not NAME.fullmatch(label):
             raise AgentError(
                 f"agent name {label!r} at {_source(function)} can't be part of a topic's name",
                 fix="use letters, digits, - and _ (at most 100, beginning with a letter or digit)",

@@ -26,6 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "deploy",
     "reset",
     "dev",
+    "check",
     "chat",
     "demo",
     "chaos",
