@@ -61,7 +61,6 @@ class Context:
         message: Message,
         outputs: Outputs,
         answers: Answers,
-        *,
         partition: int,
         wait: Callable[[Any, bool], None],
         work: Any,

@@ -181,7 +181,7 @@ class Outputs:
 
     def send(self, output: Output) -> None:
         """Hand *output* to the producer."""
-        self.producer.produce(output.topic, output.value, output.key, output.partition, output.headers or None)
+        self.producer.produce(*output)
 
     def _output(self, message: Message, topic: str, key: str, partition: int) -> Output:
         value = self._encode(message)

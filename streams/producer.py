@@ -221,6 +221,7 @@ class Producer:
         partition: int = -1,
         headers: Sequence[tuple[str, bytes | str | None]] | None = None,
         timestamp_ms: int = 0,
+        report: Delivery | Callable[[Any, Any], None] | None = None,
     ) -> None:
         """Hand one record to librdkafka. Whether it was delivered, :meth:`delivered` tells.
 
@@ -231,13 +232,34 @@ class Producer:
             topic: the full name.
             partition: -1: by the key.
             timestamp_ms: 0: now.
+            report: told of its delivery, and has to tell the epoch of it; None: the epoch itself.
 
         Raises:
             RecordTooLarge: it is over `max_message_bytes`. It was not sent.
             TopicError: the topic or partition is known not to exist. It was not sent.
             DeliveryError: the client has failed for good. It was not sent.
         """
-        self._hand_over(topic, value, key, partition, self._epoch.report, timestamp_ms, headers)
+        if report is None:
+            report = self._epoch.report
+        while True:
+            try:
+                if not headers:
+                    self._produce(topic, value, key, partition, report, None, timestamp_ms)
+                else:
+                    # By position, as names cost time: `callback`, then its second name `on_delivery`.
+                    self._produce(topic, value, key, partition, report, None, timestamp_ms, headers)
+                break
+            except BufferError:
+                assert self._core is not None
+                self._core.poll(POLL_BUSY_S)
+            except KafkaException as error:
+                size = len(value or b"") + len(key or b"")
+                raise self._explain(error.args[0], topic, key, size) from error
+        self.sent += 1
+        if value is not None:
+            self.sent_bytes += len(value)
+        if self._idle:
+            self._schedule(POLL_BUSY_S)
 
     def post(
         self,
@@ -256,38 +278,8 @@ class Producer:
             kind: the class of the outcome.
         """
         delivery = kind(self._epoch, topic, self._report_in)
-        self._hand_over(topic, value, key, partition, delivery, timestamp_ms, headers)
+        self.produce(topic, value, key, partition, headers, timestamp_ms, delivery)
         return delivery
-
-    def _hand_over(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes | None,
-        partition: int,
-        report: Any,
-        timestamp_ms: int,
-        headers: Any,
-    ) -> None:
-        while True:
-            try:
-                if headers is None:
-                    self._produce(topic, value, key, partition, report, None, timestamp_ms)
-                else:
-                    # By position, as names cost time: `callback`, then its second name `on_delivery`.
-                    self._produce(topic, value, key, partition, report, None, timestamp_ms, headers)
-                break
-            except BufferError:
-                assert self._core is not None
-                self._core.poll(POLL_BUSY_S)
-            except KafkaException as error:
-                size = len(value or b"") + len(key or b"")
-                raise self._explain(error.args[0], topic, key, size) from error
-        self.sent += 1
-        if value is not None:
-            self.sent_bytes += len(value)
-        if self._idle:
-            self._schedule(POLL_BUSY_S)
 
     async def send(self, message: Message) -> Delivery:
         """Send *message* to its recipient's inbox, keyed by its conversation; waits while the producer is full.
@@ -308,14 +300,12 @@ class Producer:
             raise RecordError(f"message {message.message_id} names no recipient", cause="invalid", fix="set `to`")
         topic = self._inbox + record["recipient"]
         delivery = Delivery(self._epoch, topic, self._report_in)
-        self._hand_over(
+        self.produce(
             topic,
             self.codec.encode(message),
             record["conversation_id"].encode(),
-            -1,
-            delivery,
-            0,
-            [(MESSAGE_ID, record["message_id"])],
+            headers=[(MESSAGE_ID, record["message_id"])],
+            report=delivery,
         )
         return delivery
 
