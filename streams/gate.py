@@ -111,7 +111,7 @@ class CommitGate:
 
     def _coded(self, limit: int) -> str:
         parts: list[str] = []
-        size = len(_PREFIX)
+        size = len(_PREFIX) - 1  # the first part has no comma in front
         at = self._pending[0] if self._pending else self._next or 0
         for first, last in self._runs():
             part = f"{first - at:x}+{last - first:x}"
