@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from llmagentos.agents.effects.calls import Did, Node
 from llmagentos.agents.effects.ends import Ends
 from llmagentos.agents.effects.order import Order
+from llmagentos.agents.effects.scopes import Function
 from llmagentos.agents.effects.state import State
 from llmagentos.agents.effects.values import CTX, Frame, Func, Module, Value
 
 __all__ = ["Finding", "Handler", "Reader"]
 
 #: How deep calls are followed: deeper ones pass a function to itself, wrapped once more each time.
-DEEPEST_CALL = 40
+DEEPEST_CALL = 25
 
-#: How many different calls are followed in a file; some thousand lines of handlers have some hundred.
-MOST_CALLS = 20_000
+#: In how many different ways one function is followed before what it is given, but for the context, is left open: one
+#: that calls itself with parts of what it was given would be followed for ever. Helpers have some ten callers.
+MOST_WAYS = 40
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,6 +71,7 @@ class Reader:
         self.found: dict[tuple[int, int, str], Finding] = {}
         self.handler: Handler
         self._did: dict[object, Did] = {}
+        self._ways: Counter[Function] = Counter()
 
     def read(self, handler: Handler) -> None:
         """Follow *handler*."""
@@ -76,15 +80,21 @@ class Reader:
 
     def run(self, func: Func, given: dict[str, Value], via: tuple[str, ...], *, cleanup: bool) -> Did:
         """Follow one call of a function of the file."""
+        if self._ways[func.node] >= MOST_WAYS:
+            given = {name: value for name, value in given.items() if value == CTX}
         key = (func.node, func.frame, frozenset(given.items()), cleanup, self.handler.blocking)
         if key in self._did:
             return self._did[key]
-        if len(via) > DEEPEST_CALL or len(self._did) > MOST_CALLS:
+        if len(via) > DEEPEST_CALL or self._ways[func.node] >= 2 * MOST_WAYS:
             return Did()
+        self._ways[func.node] += 1
         self._did[key] = Did()  # for calls of itself
         frame = Frame(self.module.scopes[func.node], func.frame, given)
         body = _Body(self, func.node, frame, via, cleanup=cleanup)
-        done = self._did[key] = body.read()
+        try:
+            done = self._did[key] = body.read()
+        except RecursionError:  # calls of long expressions within each other: what is deeper is left out
+            done = Did()
         return done
 
     def report(self, node: Node, code: str, what: str, advice: str, *, via: tuple[str, ...], ctx: str | None) -> None:

@@ -6,12 +6,11 @@ Nothing is run. A name that the text does not settle has no value (None), and no
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
 
 from llmagentos.agents.effects.scopes import Binding, Comprehension, Function, Scope, inside, scope_of
-from llmagentos.agents.effects.table import RESULTS, find
+from llmagentos.agents.effects.table import EFFECTS, RESULTS, find
 
 __all__ = ["CTX", "SET", "Const", "Dotted", "Frame", "Func", "Function", "Instance", "Klass", "Module", "Value"]
 
@@ -68,6 +67,19 @@ Value = Dotted | Const | Func | Klass | Instance | None
 
 CTX = Dotted("<ctx>")
 SET = Dotted("builtins.set()")
+
+#: A name with more dots than this was made by a function that calls itself with a part of what it was given.
+MOST_DOTS = 8
+
+#: The modules whose names say something here: those of the table, and those that hand over what is theirs.
+_TELLING = frozenset(
+    {
+        *(name.split(".", 1)[0] for effect in EFFECTS for name in (*effect.calls, *effect.reads)),
+        *("<ctx>", "collections", "contextlib", "functools", "itertools", "llmagentos", "typing", "weakref"),
+        *("logging", "loguru", "structlog", "warnings"),
+    }
+)
+
 _LIST = Dotted("builtins.list()")
 _DICT = Dotted("builtins.dict()")
 
@@ -94,6 +106,9 @@ class Module:
     def __init__(self, tree: ast.Module) -> None:
         self.scopes: dict[ast.AST, Scope] = {}
         self._left = LONGEST
+        self._returned: dict[tuple[Func, tuple[Value, ...]], Value] = {}
+        self._attributes: dict[ast.ClassDef, dict[str, list[_Assigned]]] = {}
+        self._ways_out: dict[Function, list[ast.expr]] = {}
         self.top = Frame(self._scope(tree), None, outer=True)
         for node in ast.walk(tree):
             if isinstance(node, Function | Comprehension):
@@ -260,14 +275,15 @@ class Module:
                     return self.value(statement.value, klass.frame, depth + 1)
                 case _:
                     pass
-        for method in () if above else _methods(klass.node):
-            for assigned in _assigned_to_self(method, name):
-                frame = Frame(self.scopes[method], klass.frame)
-                if receiver is not None and method.args.args:
-                    frame.given[method.args.args[0].arg] = receiver
-                value = self.value(assigned, frame, depth + 1)
-                if value is not None and value != Const(None):
-                    return value
+        if klass.node not in self._attributes:
+            self._attributes[klass.node] = _attributes(klass.node)
+        for method, assigned in () if above else self._attributes[klass.node].get(name, ()):
+            frame = Frame(self.scopes[method], klass.frame)
+            if receiver is not None:
+                frame.given[method.args.args[0].arg] = receiver
+            value = self.value(assigned, frame, depth + 1)
+            if value is not None and value != Const(None):
+                return value
         for base in klass.node.bases:
             parent = self.value(base, klass.frame, depth + 1)
             if isinstance(parent, Klass):
@@ -301,8 +317,14 @@ class Module:
 
     def returned(self, func: Func, arguments: tuple[Value, ...], depth: int) -> Value:
         """What a function of this file gives back, or yields to a `with`."""
-        if depth > DEEPEST:
-            return None
+        key = (func, arguments)
+        if depth > DEEPEST or key in self._returned:
+            return self._returned.get(key)
+        self._returned[key] = None  # for a function that returns what it returns
+        value = self._returned[key] = self._returns(func, arguments, depth)
+        return value
+
+    def _returns(self, func: Func, arguments: tuple[Value, ...], depth: int) -> Value:
         if not isinstance(func.node, ast.Lambda) and func.node.returns is not None:
             said = self.annotated(func.node.returns, func.frame, depth + 1)
             if said is not None and not (isinstance(said, Dotted) and said.name.endswith(_WRAPPERS)):
@@ -310,12 +332,11 @@ class Module:
         frame = Frame(self.scopes[func.node], func.frame, self.parameters(func, arguments, {}))
         if isinstance(func.node, ast.Lambda):
             return self.value(func.node.body, frame, depth + 1)
-        for node in inside(func.node):
-            if isinstance(node, ast.Return | ast.Yield) and node.value is not None:
-                value = self.value(node.value, frame, depth + 1)
-                if value is not None and value != Const(None):
-                    return value
-        return None
+        if func.node not in self._ways_out:
+            ways = (node.value for node in inside(func.node) if isinstance(node, ast.Return | ast.Yield))
+            self._ways_out[func.node] = [way for way in ways if way is not None]
+        values = (self.value(way, frame, depth + 1) for way in self._ways_out[func.node])
+        return next((value for value in values if value is not None and value != Const(None)), None)
 
     def parameters(self, func: Func, arguments: tuple[Value, ...], keywords: dict[str, Value]) -> dict[str, Value]:
         """The values of a function's parameters when it is called so; those that nobody knows are left out."""
@@ -332,7 +353,9 @@ def _known(name: str) -> bool:
     return find(name) is not None or name == "llmagentos.agents.agent"
 
 
-def _dotted(name: str) -> Dotted:
+def _dotted(name: str) -> Dotted | None:
+    if name.split(".", 1)[0].removesuffix("()") not in _TELLING or name.count(".") > MOST_DOTS:
+        return None
     if name.startswith("llmagentos.agents.agent.agent"):  # the module has the name of the function in it
         name = name.replace(".agent.agent", ".agent", 1)
     return Dotted(RESULTS.get(name, name))
@@ -345,11 +368,15 @@ def _operated(operator: ast.operator, left: Value, right: Value) -> Value:
         return SET
     if not (isinstance(left, Const) and isinstance(right, Const)):
         return None
-    if _is_number(left.value) and _is_number(right.value):
+    if not (_is_number(left.value) and _is_number(right.value)):
+        return None
+    try:
         if isinstance(operator, ast.Mult):
             return Const(left.value * right.value)
         if isinstance(operator, ast.Add):
             return Const(left.value + right.value)
+    except OverflowError:  # an integer that is no float
+        return None
     return None
 
 
@@ -364,22 +391,26 @@ def _placed(node: ast.expr, like: ast.expr) -> ast.expr:
     return node
 
 
-def _methods(klass: ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in klass.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+#: A value that is assigned to an attribute of `self`, and the method that does.
+_Assigned = tuple[ast.FunctionDef | ast.AsyncFunctionDef, ast.expr]
 
 
-def _assigned_to_self(method: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> Iterator[ast.expr]:
-    if not method.args.args:
-        return
-    me = method.args.args[0].arg
-    for node in inside(method):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            match target:
-                case ast.Attribute(value=ast.Name(id=owner), attr=attr) if owner == me and attr == name:
-                    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                        yield node.value
-                case _:
+def _attributes(klass: ast.ClassDef) -> dict[str, list[_Assigned]]:
+    """What the methods of a class assign to `self`, by the attribute's name."""
+    found: dict[str, list[_Assigned]] = {}
+    for method in klass.body:
+        if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) or not method.args.args:
+            continue
+        me = method.args.args[0].arg
+        for node in inside(method):
+            match node:
+                case ast.Assign(targets=targets, value=value):
                     pass
+                case ast.AnnAssign(target=target, value=ast.expr() as value):
+                    targets = [target]
+                case _:
+                    continue
+            for target in targets:
+                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == me:
+                    found.setdefault(target.attr, []).append((method, value))
+    return found
