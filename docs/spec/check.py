@@ -1,7 +1,8 @@
-"""Checks the model of the delivery protocol with TLC: `python docs/spec/check.py [RUN ...]`, all runs without names.
+"""Checks the models of delivery and of steps with TLC: `python docs/spec/check.py [RUN ...]`, all runs without names.
 
-A run is a small world: an inbox of one to three messages, and how often each thing may happen. It must be `green`,
-its whole state space free of error, or, with a bug seeded, `red` for one of the reasons that it names.
+A run is a small world: an inbox of one to three messages, or a handler that does two or three things, and how often
+each thing may happen. It must be `green`, its whole state space free of error, or, with a bug seeded, `red` for one of
+the reasons that it names.
 """
 
 from __future__ import annotations
@@ -28,8 +29,56 @@ TLC = Jar(
 )
 #: One run takes seconds on a free core; this is for a machine with much else to do.
 TIMEOUT_S = 280
-INVARIANTS = (
-    "NothingLost OutputOrder HandledInOrder NotAgain OneCompletion Drained WishesCount NoZombieOutput SameView Forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A module beside this file.
+
+    Attributes:
+        name: of the module.
+        subject: the constant that a run's world gives a value.
+        usual: the other constants.
+    """
+
+    name: str
+    subject: str
+    invariants: str
+    usual: dict[str, int | bool | str]
+
+
+DELIVERY = Model(
+    "Delivery",
+    "Inbox",
+    "NothingLost OutputOrder HandledInOrder NotAgain OneCompletion Drained WishesCount NoZombieOutput SameView Forward",
+    {
+        "Poison": '{"p"}',
+        "Workers": 2,
+        "Claims": 2,
+        "Redrives": 0,
+        "Discards": 0,
+        "Parks": 1,
+        "Copies": 0,
+        "Sents": 0,
+        "Room": 3,
+        "Gaps": False,
+    },
+)
+STEPS = Model(
+    "Steps",
+    "Handler",
+    "NoRerun OneValue Consistent OutputIsRecorded NothingDropped AnswerKept Forward Clean",
+    {
+        "Workers": 2,
+        "Claims": 2,
+        "Answers": 1,
+        "Late": False,
+        "Decisions": 0,
+        "Cancels": 0,
+        "Copies": 0,
+        "Sents": 0,
+        "Others": False,
+    },
 )
 
 
@@ -39,17 +88,18 @@ class Run:
 
     Attributes:
         name: the seeded bug's, where there is one.
-        inbox: an operator of the model.
+        world: an operator of the model: the inbox, or the handler.
         says: what it is about.
-        changed: constants that differ from `USUAL`.
+        changed: constants that differ from the usual.
         red: the invariants of which it must break one; empty: it must be green.
     """
 
     name: str
-    inbox: str
+    world: str
     says: str
     changed: dict[str, int | bool] = field(default_factory=dict[str, int | bool])
     red: tuple[str, ...] = ()
+    model: Model = DELIVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +112,7 @@ class Verdict:
     output: str
 
 
-USUAL: dict[str, int | bool] = {
-    "Workers": 2,
-    "Claims": 2,
-    "Redrives": 0,
-    "Discards": 0,
-    "Parks": 1,
-    "Copies": 0,
-    "Sents": 0,
-    "Room": 3,
-    "Gaps": False,
-}
-
-RUNS = [  # the longest first, as two run at a time
+DELIVERIES = [  # the longest first, as two run at a time
     Run("redrive", "Behind", "one parked, one held behind it, redrive", {"Redrives": 1}),
     Run("discard", "Behind", "the same, given up by a person", {"Discards": 1}),
     Run("fast", "Plain", "the fast path beside a completion, a zombie"),
@@ -124,6 +162,71 @@ RUNS = [  # the longest first, as two run at a time
 ]
 
 
+def _step(name: str, world: str, says: str, *red: str, **changed: int | bool) -> Run:
+    return Run(name, world, says, changed, red, STEPS)
+
+
+INVOCATIONS = [
+    _step("step-copies", "AskStep", "copies of what is suspended", Copies=2, Sents=1, Claims=1),
+    _step("together", "Together", "a step, a question and an approval side by side", Decisions=1, Claims=1),
+    _step("suspend-again", "ApproveSleep", "suspended twice, and copied", Decisions=1, Copies=1, Claims=1),
+    _step("cancel", "StepApprove", "cancelled, approved, or both", Cancels=1, Decisions=1, Sents=1),
+    _step("approve-ask", "ApproveAsk", "a question of a run that was suspended before", Decisions=1),
+    _step(
+        "copied-approval",
+        "Approve",
+        "approved and rejected, and copied meanwhile",
+        Decisions=2,
+        Copies=2,
+        Others=True,
+        Claims=1,
+    ),
+    _step("cancel-ask", "AskStep", "cancelled while it asks", Cancels=1),
+    _step("ask-approve", "AskApprove", "suspended with an answer in hand", Decisions=1),
+    _step("deadline", "AskStep", "an answer and a deadline", Late=True),
+    _step("twice", "AskStep", "answered twice, differently", Answers=2),
+    _step("ask-again", "StepAskStep", "a zombie claims again behind the new owner, who claims again", Claims=3),
+    _step("ask-ask", "AskAskStep", "one question after the other"),
+    _step("approve", "StepApprove", "approved and rejected, or too late", Decisions=2, Late=True),
+    _step("sleep", "Sleep", "a timer", Sents=1),
+    _step("stray-kept", "StepApprove", "what people say of something over stays needed", "Clean", Decisions=2, Sents=1),
+    _step("copy-unlooked", "AskStep", "copied without a look at the last moment", "NothingDropped", Copies=1, Sents=1),
+    _step(
+        "copy-second",
+        "Approve",
+        "a copy doesn't count where something later was read first",
+        "NothingDropped",
+        Decisions=2,
+        Copies=2,
+        Others=True,
+    ),
+    _step(
+        "decided-unknown",
+        "ApproveAsk",
+        "a decision on what the reader knows nothing of yet is forgotten",
+        "NothingDropped",
+        Decisions=1,
+        Copies=1,
+        Claims=1,
+    ),
+    _step("steps-unread", "AskStep", "its own records count for a zombie", "NothingDropped", "OutputIsRecorded"),
+    _step("void-steps", "AskStep", "void records count", "NoRerun", "OneValue"),
+    _step("output-early", "AskStep", "outputs before the completion", "OutputIsRecorded"),
+    _step("deadline-unlogged", "AskStep", "a deadline that only its worker knows of", "Consistent", Late=True),
+    _step("late-answer", "AskStep", "a rerun takes the newest answer, not the recorded one", "Consistent", Answers=2),
+    _step("answers-from-end", "AskStep", "without a note, answers are read from now on", "AnswerKept"),
+    _step("rerun-unpinned", "AskStep", "the note passes the answer to what an earlier owner's run asked", "AnswerKept"),
+    _step("pass-unjournaled", "AskStep", "the note passes the answer to something suspended", "AnswerKept"),
+    _step(
+        "hand-forgotten", "AskApprove", "suspended with an answer in hand that no record has", "AnswerKept", Decisions=1
+    ),
+    _step("listed-only", "ApproveAsk", "only what the suspension lists is journaled", "AnswerKept", Decisions=1),
+    _step("low-over-steps", "AskStep", "the note passes results that were not copied", "NothingDropped", Copies=1),
+]
+
+RUNS = DELIVERIES + INVOCATIONS
+
+
 def tools() -> tuple[Path, Path]:
     """Java and TLC; fetched into the cache where they are missing.
 
@@ -137,16 +240,19 @@ def tools() -> tuple[Path, Path]:
 def check(run: Run, command: Path, jar: Path) -> Verdict:
     """Run TLC over one configuration."""
     begun = time.monotonic()
-    constants = {**USUAL, **run.changed}
-    lines = ["SPECIFICATION Spec", "CONSTANTS", f"  Inbox <- {run.inbox}", '  Poison = {"p"}']
-    lines += [f"  {name} = {str(value).upper()}" for name, value in constants.items()]
-    lines += [f'  Bug = "{run.name if run.red else ""}"', f"INVARIANTS {INVARIANTS}", ""]
+    model = run.model
+    constants = {**model.usual, **run.changed}
+    lines = ["SPECIFICATION Spec", "CONSTANTS", f"  {model.subject} <- {run.world}"]
+    lines += [
+        f"  {name} = {str(value).upper() if isinstance(value, bool) else value}" for name, value in constants.items()
+    ]
+    lines += [f'  Bug = "{run.name if run.red else ""}"', f"INVARIANTS {model.invariants}", ""]
     with tempfile.TemporaryDirectory(prefix="llmagentos-tlc-") as folder:
-        shutil.copy(Path(__file__).with_name("Delivery.tla"), folder)
+        shutil.copy(Path(__file__).with_name(f"{model.name}.tla"), folder)
         (Path(folder) / "run.cfg").write_text("\n".join(lines), encoding="utf-8")
         options = ["-workers", "1", "-metadir", "states", "-config", "run.cfg"]
         done = subprocess.run(
-            [command, "-XX:+UseSerialGC", "-Xmx1g", "-cp", jar, "tlc2.TLC", *options, "Delivery.tla"],
+            [command, "-XX:+UseSerialGC", "-Xmx1g", "-cp", jar, "tlc2.TLC", *options, f"{model.name}.tla"],
             cwd=folder,
             capture_output=True,
             text=True,
@@ -173,7 +279,7 @@ def main(names: list[str]) -> int:
             wrong += not right
             said = verdict.broken or "no error"
             seen = f"{verdict.states:>8,} states {verdict.seconds:5.1f} s"
-            print(f"{'ok   ' if right else 'WRONG'} {run.name:15} {said:16} {seen}  {run.says}")
+            print(f"{'ok   ' if right else 'WRONG'} {run.name:17} {said:16} {seen}  {run.says}")
             if not right and names:
                 print(verdict.output)
     return 1 if wrong else 0

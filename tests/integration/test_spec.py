@@ -1,4 +1,4 @@
-"""TLC over the model of the delivery protocol: the protocol holds, and each seeded bug is found."""
+"""TLC over the models of delivery and of steps: the protocol holds, and each seeded bug is found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spec() -> ModuleType:
     return module
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(shutil.which("java") is None, reason="TLC needs Java")
 def test_the_protocol_holds_and_each_seeded_bug_is_found(spec: ModuleType) -> None:
     command, jar = spec.tools()
