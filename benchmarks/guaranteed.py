@@ -10,7 +10,7 @@ What a profile says (100k messages, py-spy, and the CPU time of the threads): a 
 thread and 5 us of librdkafka's; the raw loop's costs 7 us, so a quarter of its rate would be 28 us in all. Of the 31:
 the work itself 5 to 6, decoding the message 4 to 5, making and encoding the reply 8 (2 of it the id), handing it to
 librdkafka 3 (1.4 in a burst: each few wake its thread), delivery reports 0.7, the collector 0.6. What the guarantees
-cost is the other 10, in small parts: lanes 1.5, hand-out 1.7, duplicates 1.1, attempts and context 2, room and gate 1.4.
+cost is the other 10, in small parts: lanes 1.5, hand-out 1.7, duplicates 1.1, attempts 2, room and gate 1.4 and so on.
 Journal claims cost nothing a message. By the wall it is 33 us on a machine with nothing else to do, 40 on a busy one
 with two cores, which librdkafka's threads and the broker want too. Measured, and no gain: larger and smaller batches
 and inboxes, the collector's thresholds. Handing replies over in bursts saves 1 us, a reply encoded without a dict 2.
