@@ -213,11 +213,14 @@ Step(i, op) ==
 Take(x) == [x EXCEPT !.res = [op \in Ops |->
   IF x.res[op] = None /\ op \in x.sent \cap Questions /\ Met(x, op) # 0 THEN answers[Met(x, op)].v ELSE x.res[op]]]
 Ask(i) ==
-  LET x == worker[i] ask == (Now(x.res) \cap (Questions \cup Approvals)) \ x.sent IN
+  LET x == worker[i]
+      ask == (Now(x.res) \cap (Questions \cup Approvals)) \ x.sent
+      pins == x.pin = {} /\ (x.view.st = "none" \/ Bug = "listed-only")
+  IN
   /\ x.run = "live" /\ ask # {}
   /\ asked' = asked \cup ask
   /\ worker' = [worker EXCEPT ![i] =
-       Take([x EXCEPT !.sent = @ \cup ask, !.pin = IF @ = {} /\ (x.view.st = "none" \/ Bug = "listed-only") THEN {x.ans} ELSE @])]
+       Take([x EXCEPT !.sent = @ \cup ask, !.pin = IF pins THEN {x.ans} ELSE @])]
   /\ UNCHANGED <<log, truth, heir, answers, group, out, odd>>
 
 (* The owner reads its answers; a handler that waits for one takes it. *)
@@ -231,6 +234,7 @@ Hear(i) ==
 Stuck(x) == /\ x.run = "live" /\ Now(x.res) # {} /\ Now(x.res) \cap Steps = {}
             /\ Now(x.res) \cap (Questions \cup Approvals) \subseteq x.sent
 InHand(x) == {op \in Questions : x.view.st = "none" /\ x.res[op] # None /\ x.view.res[op] = None}
+
 (* Answers that no record has yet, and times that have come, become results. *)
 Results(i, op) ==
   LET x == worker[i]
@@ -242,6 +246,7 @@ Results(i, op) ==
      \/ op \in Loose(x) /\ result(answers[Met(x, op)].v)
      \/ waits /\ op \in Timers /\ result(<<"woke", 0>>)
      \/ waits /\ op \in Approvals /\ Late /\ result(<<"late", 0>>)
+
 (* It has waited for long. Where it was suspended before, the journal has its message already. *)
 Suspend(i) ==
   LET x == worker[i] kind == IF x.view.st = "none" THEN "suspend" ELSE "again" IN
@@ -254,7 +259,8 @@ Suspend(i) ==
 Deadline(i, op) ==
   LET x == worker[i] IN
   /\ Late /\ x.claim # 0 /\ Met(x, op) = 0
-  /\ (x.run = "live" /\ op \in x.sent /\ x.res[op] = None) \/ (x.run = "off" /\ op \in Waits(x) /\ x.view.res[op] = None)
+  /\ \/ x.run = "live" /\ op \in x.sent /\ x.res[op] = None
+     \/ x.run = "off" /\ op \in Waits(x) /\ x.view.res[op] = None
   /\ IF Bug = "deadline-unlogged"
      THEN x.run = "live" /\ worker' = [worker EXCEPT ![i].res[op] = <<"late", 0>>] /\ UNCHANGED answers
      ELSE /\ ~\E k \in 1..Len(answers) : answers[k] = [op |-> op, v |-> <<"late", 0>>]
