@@ -9,12 +9,23 @@ from llmagentos.streams.message import Message
 
 if TYPE_CHECKING:
     from llmagentos.agents.client import Client
-    from llmagentos.agents.context import Context
+    from llmagentos.agents.context import Approval, Context
+    from llmagentos.agents.results import result_type
+    from llmagentos.streams.errors import StepFailed, StepUnknown
 
-__all__ = ["Agent", "Client", "Context", "Message", "agent"]
+__all__ = [
+    "Agent", "Approval", "Client", "Context", "Message", "StepFailed", "StepUnknown", "agent", "result_type",
+]  # fmt: skip
 
 #: Imported when first asked for: they bring Kafka's client, which a supervisor never needs.
-_LATER = {"Client": "llmagentos.agents.client", "Context": "llmagentos.agents.context"}
+_LATER = {
+    "Approval": "llmagentos.agents.context",
+    "Client": "llmagentos.agents.client",
+    "Context": "llmagentos.agents.context",
+    "StepFailed": "llmagentos.streams.errors",
+    "StepUnknown": "llmagentos.streams.errors",
+    "result_type": "llmagentos.agents.results",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import confluent_kafka
 
+from llmagentos.agents.outputs import LATE
 from llmagentos.streams.errors import RecordError, SchemaError
 from llmagentos.streams.follower import Follower
 from llmagentos.streams.message import Message
@@ -33,26 +34,35 @@ class Answers:
 
     def __init__(self, settings: Settings, codec: Codec, *, name: str) -> None:
         self._codec = codec
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._waiting: dict[str, tuple[asyncio.Future[Message], str]] = {}  # and who was asked
         self._early: dict[str, Message] = {}  # by question, oldest first
         self._early_most = settings.max_waiting
         self._positions: dict[tuple[str, int], int] = {}
+        self._takers: dict[tuple[str, int], Callable[[Message, int], bool]] = {}
         self._follower = Follower(settings, self._deliver, name=f"{name}-answers")
 
-    async def expect(self, question: str, topic: str, partition: int) -> asyncio.Future[Message]:
-        """The future of the answer to *question*. Send it only afterwards, so that no answer comes too early.
+    async def expect(self, question: str, topic: str, partition: int, asked: str) -> asyncio.Future[Message]:
+        """The future of the answer of agent *asked* to *question*.
+
+        Send it only afterwards, so that no answer comes too early.
 
         Raises:
             TopicError, BrokerError: the answers can't be read.
         """
         if (topic, partition) not in self._positions:
             await self.follow(topic, partition)
-        future = self._waiting.get(question)
-        if future is None or future.done():
-            future = self._waiting[question] = asyncio.get_running_loop().create_future()
-            if (early := self._early.pop(question, None)) is not None:
-                future.set_result(early)
+        known = self._waiting.get(question)
+        if known is not None and not known[0].done():
+            return known[0]
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[question] = (future, asked)
+        if (early := self._early.pop(question, None)) is not None:
+            self.hand(early)
         return future
+
+    def route(self, topic: str, partition: int, taker: Callable[[Message, int], bool]) -> None:
+        """Have *taker* given each answer there and its offset first; what it says True of goes no other way."""
+        self._takers[topic, partition] = taker
 
     async def follow(self, topic: str, partition: int, start: int | None = None) -> None:
         """Read the answers in a partition from *start* on; None: from its end.
@@ -81,7 +91,12 @@ class Answers:
         """Another worker owns these partitions now."""
         for partition in partitions:
             self._positions.pop((topic, partition), None)
+            self._takers.pop((topic, partition), None)
         self._follower.unfollow((topic, partition) for partition in partitions)
+
+    def decode(self, value: bytes) -> Message:
+        """The answer in *value*, which the journal kept."""
+        return self._codec.message(value, "", -1, -1, -1)
 
     async def stop(self) -> None:
         """End the reader's thread."""
@@ -98,10 +113,21 @@ class Answers:
                 # It stays where it is, readable by `tail`; the asker's deadline ends the wait.
                 log.error("answer left unread: %s", error)
                 continue
-            future = self._waiting.pop(answer.caused_by or "", None)
-            if future is None:
-                self._keep(answer)
-            elif not future.done():
+            taker = self._takers.get(place)
+            if taker is None or not taker(answer, record.offset() or 0):
+                self.hand(answer)
+
+    def hand(self, answer: Message) -> None:
+        """Give an answer to who waits for it, or will."""
+        question = answer.caused_by or ""
+        future, asked = self._waiting.get(question, (None, ""))
+        if future is None:
+            self._keep(answer)
+        elif answer.sender != asked and not (answer.type == "error" and LATE in answer.attributes):
+            log.warning("agent %r answered question %s, which was for %r: passed over", answer.sender, question, asked)
+        else:
+            del self._waiting[question]
+            if not future.done():
                 future.set_result(answer)
 
     def _keep(self, answer: Message) -> None:

@@ -11,9 +11,11 @@ import confluent_kafka
 from faust.types import TP
 
 from llmagentos.agents.answers import Answers
+from llmagentos.agents.steps import Steps
+from llmagentos.agents.waiting import Waiting
 from llmagentos.streams.dedup import Dedup, identity_in
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
-from llmagentos.streams.journal import Conversation, Note
+from llmagentos.streams.journal import Conversation, Entry, Note
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.transport.sink import Start
@@ -33,7 +35,9 @@ class Assignment:
     Attributes:
         open: whether it is still; once it is over, what finishes of it changes nothing.
         taken: messages of it that are in lanes.
-        view: what the journal says is open.
+        view: what the journal says is open, by conversation; entries: the same by offset.
+        waiting: takes what comes for messages in the journal.
+        steps: of messages whose handlers run, by offset.
         dedup: the ids that are finished.
         journaled: offsets that the transport brings again though the journal has them: they are only to be released.
     """
@@ -57,6 +61,9 @@ class Assignment:
         self.dedup = Dedup(dedup_window, committed)
         self.journaled: set[int] = set()
         self.view: Mapping[str, Conversation] = {}
+        self.entries: Mapping[int, Entry] = {}
+        self.waiting: Waiting | None = None
+        self.steps: dict[int, Steps] = {}
         self._journal = journal
         self._journal_topic = journal_topic
         self._answers = answers
@@ -66,6 +73,7 @@ class Assignment:
         self._note = Note.parse(start.note)
         self._asking: dict[int, int] = {}  # offsets whose handlers asked -> where their answers can begin
         self._closed_at: int | None = None  # the position of its answers when it was over
+        self._began_at = -1  # where the reading of answers began
         self._recovered_at = 0  # what lies below was in the inbox when it came here
 
     @property
@@ -75,12 +83,16 @@ class Assignment:
         return self._ownership
 
     async def begin(
-        self, superseded: Callable[[], None], decode: Callable[[confluent_kafka.Message], Message] | None
+        self,
+        superseded: Callable[[], None],
+        decode: Callable[[confluent_kafka.Message], Message] | None,
+        wait: Callable[[Ownership], Waiting],
     ) -> None:
         """Claim the journal, read it, and read back what finished lately.
 
         Args:
             superseded: called when a newer claim was met.
+            wait: makes what takes the answers to messages in the journal.
             decode: reads records that bring no id in their headers; None: ids are made of places, so there are no
                 twins.
 
@@ -88,10 +100,6 @@ class Assignment:
             TopicError, BrokerError, DeliveryError: the journal can't be read or written.
         """
         tp, start = self.tp, self.start
-        if self._note.answers >= 0:
-            # Handlers that asked may run again here, and ask again: their answers may be there already.
-            await self._answers.follow(self._answers_topic, tp.partition, self._note.answers)
-            self._recovered_at = (await asyncio.to_thread(self._journal.spans.ends, tp.topic, tp.partition))[1]
         while True:
             try:
                 self._ownership = await self._journal.claim(
@@ -103,19 +111,41 @@ class Assignment:
                     return
                 await asyncio.sleep(RECLAIM_S)
         view = self._ownership.view
-        self.view = view.open
+        self.view, self.entries = view.open, view.entries
+        self.waiting = wait(self._ownership)
+        self._answers.route(self._answers_topic, tp.partition, self.waiting.answered)
+        await self._follow_answers()
+        for entry in view.entries.values():
+            if entry.state == "waiting":
+                self.waiting.watch(entry)
         if start.offset is not None and decode is not None:
             await asyncio.to_thread(self._read_back, start.offset, decode)
         begin = start.offset or 0
         view.cover(begin)
-        open_ = (offset for conversation in self.view.values() for offset in conversation.order)
+        # One whose handler only recorded steps is still in the inbox, and handled when it comes from there.
+        open_ = (entry.offset for entry in view.entries.values() if entry.state != "open")
         # What ended, too: where a commit's metadata had no room for it, it would run again.
         self.journaled = {n for n in (*open_, *view.ended) if n >= begin and not self._listed(n)}
+
+    async def _follow_answers(self) -> None:
+        """Handlers that asked may run again here, and ask again: their answers may be there already.
+
+        A note that says nothing was written before anybody asked: so whatever there is, is newer.
+        """
+        topic, partition = self._answers_topic, self.tp.partition
+        at = self._note.answers
+        if at < 0:
+            at, end = await asyncio.to_thread(self._journal.spans.ends, topic, partition)
+            if at == end:
+                return
+        self._began_at = at
+        self._recovered_at = (await asyncio.to_thread(self._journal.spans.ends, self.tp.topic, partition))[1]
+        await self._answers.follow(topic, partition, at)
 
     def _read_back(self, committed: int, decode: Callable[[confluent_kafka.Message], Message]) -> None:
         """Learn the ids of what is finished: below the committed offset, or listed beside it, and not open."""
         place = (self.tp.topic, self.tp.partition)
-        opened = {offset for conversation in self.view.values() for offset in conversation.order}
+        opened = self.entries.keys()
         last = max((last for _, last in self.start.finished), default=-1)
         spans = [(max(0, committed - self._window), committed)]
         spans += [(first, last + 1) for first, last in self.start.finished]
@@ -141,16 +171,20 @@ class Assignment:
         self.open = False
         if self._closed_at is None:
             self._closed_at = self._position()
+        if self.waiting is not None:
+            self.waiting.stop()
         if self._ownership is not None:
             self._ownership.end()
 
     # -- the note for the next owner ----------------------------------------------------------------------------
 
     def _position(self) -> int:
-        """Below this offset every answer was read."""
+        """Below this offset every answer was read, and is in the journal where that has to be."""
         if self._closed_at is not None:
             return self._closed_at
-        return self._answers.position(self._answers_topic, self.tp.partition)
+        position = self._answers.position(self._answers_topic, self.tp.partition)
+        lowest = None if self.waiting is None else self.waiting.lowest
+        return position if lowest is None else min(position, lowest)
 
     def asks(self, offset: int) -> None:
         """The handler of *offset* is about to ask: its answers come from here on."""
@@ -168,8 +202,8 @@ class Assignment:
         answers = self._position()
         if self._asking:
             answers = min(answers, *self._asking.values())
-        if self._note.answers >= 0 and committable < self._recovered_at:
-            answers = self._note.answers  # what ran here before may ask again
+        if self._began_at >= 0 and committable < self._recovered_at:
+            answers = self._began_at  # what ran elsewhere before may ask again
         return self._ownership.note(committable, answers)
 
 

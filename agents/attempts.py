@@ -17,7 +17,7 @@ from llmagentos.agents.dead_letters import describe
 from llmagentos.agents.outputs import Output
 from llmagentos.agents.pausing import Pausing
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import AnswerError, AnswerTimeout, RecordError
+from llmagentos.streams.errors import AnswerError, AnswerTimeout, ChangedCode, NotOwner, RecordError, StepError
 from llmagentos.streams.message import Message
 
 __all__ = ["Attempts", "Failed", "expired"]
@@ -42,6 +42,8 @@ class Failed:
         """The short stable word of a dead letter."""
         if isinstance(self.error, RecordError):
             return self.error.cause
+        if isinstance(self.error, ChangedCode):
+            return "changed-code"
         return "timeout" if isinstance(self.error, TimeoutError | AnswerTimeout) else "failed"
 
 
@@ -103,14 +105,22 @@ class Attempts:
                 else:
                     async with clock.timeout(agent.timeout_s) as limit:
                         result = await agent.handler(message, ctx)
-                if self._told_to_end():  # it swallowed the cancellation: its next owner handles the message
+                # It swallowed the cancellation, or its suspension: its next owner, or next run, handles the message.
+                if self._told_to_end() or ctx.suspended:
                     pausing.abandoned(turn)
                     return None
+                ctx.end()
                 if result is not None and not ctx.replied:
                     ctx.collect_reply(result)
                 pausing.succeeded(turn)
                 return ctx.collected
             except BaseException as error:
+                if ctx.suspended:
+                    pausing.abandoned(turn)
+                    return None
+                if isinstance(error, NotOwner):
+                    pausing.abandoned(turn)
+                    raise
                 if isinstance(error, TimeoutError) and limit is not None and limit.expired():
                     error = TimeoutError(f"the handler took longer than its timeout of {agent.timeout_s:g} s")
                 # Whatever a handler raises becomes a retry or a dead letter, SystemExit and a cancellation too,
@@ -126,7 +136,8 @@ class Attempts:
                     pausing.abandoned(turn)
                     return Failed(error, attempt + 1, ctx)
                 # Who answered with an error has tried as often as it may: to ask again would multiply that.
-                final = attempt >= agent.retries or isinstance(error, AnswerError)
+                # A step's outcome is what it is; what it has no record of is not to be had by another run.
+                final = attempt >= agent.retries or isinstance(error, AnswerError | StepError)
                 if pausing.failed(turn, error, message.conversation_id, final=final):
                     log.warning(
                         "agent %s failed message %s of conversation %s, which is kept until others succeed: %s",

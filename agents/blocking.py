@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -45,6 +45,10 @@ Blocking = Literal["thread", "process"]
 
 #: A plain handler: (message, ThreadContext or ProcessContext) -> reply.
 Function = Callable[[Message, Any], Any]
+
+#: What of a context gives an awaitable though it is no coroutine function: such a call takes its place among the
+#: handler's calls at once.
+_AWAITED: Final = frozenset({"step", "ask", "sleep", "approve"})
 
 #: Threads beyond the number that runs at once, for those given up and for those that wait for an answer. When they
 #: are all taken, messages wait for a thread.
@@ -85,13 +89,13 @@ class ThreadContext:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._ctx, name)
-        return partial(self._call, value) if iscoroutinefunction(value) else value
+        return partial(self._call, value) if name in _AWAITED or iscoroutinefunction(value) else value
 
-    def _call(self, method: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **options: Any) -> Any:
+    def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         with self._lock:
             if self._over:
                 raise self._too_late()
-            call = asyncio.run_coroutine_threadsafe(method(*args, **options), self._loop)
+            call = asyncio.run_coroutine_threadsafe(_awaited(method, args, options), self._loop)
             self._calls.add(call)
         try:
             return call.result()
@@ -116,6 +120,10 @@ class ThreadContext:
             kept="the message: it is tried again, or was answered",
             fix="raise the agent's timeout, or let the function end sooner",
         )
+
+
+async def _awaited(method: Callable[..., Awaitable[Any]], args: Any, options: Any) -> Any:
+    return await method(*args, **options)
 
 
 class Threads:

@@ -1,24 +1,53 @@
-"""What a handler is given beside its message: replies, questions, tokens, deadlines."""
+"""What a handler is given beside its message: steps, questions, waits, replies, tokens, deadlines."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
-from llmagentos.agents.outputs import Output
-from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, TopicError
-from llmagentos.streams.message import Message, child_id, encode_content
+import orjson
+
+from llmagentos.agents.outputs import LATE, Output
+from llmagentos.agents.steps import RESERVED, Identity, Steps
+from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, StepError, TopicError
+from llmagentos.streams.journal import Wait
+from llmagentos.streams.message import JSON, Message, child_id, encode_content, question_id
 from llmagentos.streams.producer import MESSAGE_ID
 
 if TYPE_CHECKING:
     from llmagentos.agents.answers import Answers
     from llmagentos.agents.outputs import Outputs
 
-__all__ = ["Context"]
+__all__ = ["Approval", "Context"]
+
+#: Of a step's name: it stands in a line of `llmagentos steps`.
+NAME_MAX: Final = 200
+#: Of what a person is to decide: some pages, of which a list shows the beginning.
+WHAT_MAX: Final = 10_000
 
 #: The step of an error: apart from those of a handler, which may say more when the message is redriven.
 ERROR_STEP = -1
+
+
+class Approval(NamedTuple):
+    """What a person decided; true where they approved.
+
+    Attributes:
+        by, why: who, and what they said of it.
+    """
+
+    approved: bool
+    by: str
+    why: str
+
+    def __bool__(self) -> bool:
+        return self.approved
 
 
 class Context:
@@ -39,14 +68,15 @@ class Context:
 
     __slots__ = (
         "_again",
-        "_answered",
         "_answers",
         "_log",
+        "_open_steps",
         "_outputs",
+        "_random",
         "_replied",
         "_reply_sent",
         "_step",
-        "_wait",
+        "_steps",
         "_work",
         "agent",
         "attempt",
@@ -62,9 +92,9 @@ class Context:
         outputs: Outputs,
         answers: Answers,
         partition: int,
-        wait: Callable[[Any, bool], None],
+        steps: Steps | None,
+        open_steps: Callable[[Any, Message], Steps],
         work: Any,
-        answered: dict[str, Message],
         again: str = "",
         attempt: int = 0,
     ) -> None:
@@ -74,9 +104,10 @@ class Context:
         self.attempt = attempt
         self._outputs = outputs
         self._answers = answers
-        self._wait = wait  # told when a question of this work begins (True) and ends (False) to wait
+        self._steps = steps  # where there are some from an earlier run
+        self._open_steps = open_steps
         self._work = work
-        self._answered = answered  # of earlier attempts, by question: they aren't asked again
+        self._random: Random | None = None
         self._again = again  # tells a redrive's questions from those that it asked before
         self.collected: list[Output] = []
         self._step = 0
@@ -118,6 +149,21 @@ class Context:
     def reply_sent(self) -> bool:
         """Whether the reply is on its way already, as a question followed it."""
         return self._reply_sent
+
+    @property
+    def suspended(self) -> bool:
+        """Whether this run is over, as another will go on with the message."""
+        return self._steps is not None and self._steps.suspended
+
+    def end(self) -> None:
+        """The handler has returned; raises ChangedCode where it left out what is recorded."""
+        if self._steps is not None:
+            self._steps.end()
+
+    def _opened(self) -> Steps:
+        if self._steps is None:
+            self._steps = self._open_steps(self._work, self.message)
+        return self._steps
 
     async def reply(
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
@@ -189,7 +235,160 @@ class Context:
         self.collected.append(self._outputs.to_inbox(message))
         return message.message_id
 
-    async def ask(
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout: float | None = None,
+        retries: int = 0,
+        backoff: float = 0.2,
+        at_most_once: bool = False,
+        key_as: str | None = None,
+        errors: tuple[type[Exception], ...] = (),
+        **options: Any,
+    ) -> Awaitable[Any]:
+        """Do something once: call *function*, and record its result, which every rerun is given in place of a call.
+
+            price = await ctx.step("look up the price", shop.price, item, retries=3)
+
+        A worker may die between the call and the record; then the next one calls again, with the same idempotency key.
+
+        Args:
+            name: what it does, in the handler's words; the same on every run.
+            function: async, or a plain one, which runs in a thread. It returns what JSON can say, bytes, a
+                :class:`Message`, or a type of :func:`result_type`.
+            timeout: seconds that one try may take; None: as long as the handler.
+            retries, backoff: how often it is tried again, and seconds before the first time, doubled for each further.
+            at_most_once: rather not at all than twice: where it was begun and no result is recorded, StepUnknown.
+            key_as: the keyword argument in which *function* takes its idempotency key.
+            errors: what it may raise as its result; recorded, and given as StepFailed.
+
+        Raises:
+            StepFailed: it ended by one of *errors*, on this run or an earlier one.
+            StepUnknown: see *at_most_once*.
+            StepError: the name is in use by another task, or *function* can't be called.
+            ResultError: its result can't be recorded: the message is parked, as another run would call again.
+            ChangedCode: the journal has other steps than this run comes by.
+            Exception: what *function* raised after all retries.
+        """
+        if not name or name.startswith(RESERVED) or len(name) > NAME_MAX:
+            raise StepError(
+                f"a step of agent {self.agent!r} is named {name[:NAME_MAX]!r}",
+                fix=f"give it 1 to {NAME_MAX} characters that don't begin with {RESERVED!r}",
+            )
+        if not callable(function):
+            if asyncio.iscoroutine(function):
+                function.close()
+            raise StepError(
+                f"step {name!r} of agent {self.agent!r} was given {type(function).__name__}, which can't be called",
+                fix="pass the function and its arguments apart: ctx.step(name, function, argument)",
+            )
+        steps = self._opened()
+        identity = steps.identity(name)
+        if key_as is not None:
+            options[key_as] = steps.key(identity)
+        return steps.run(
+            identity,
+            partial(function, *args, **options) if args or options else function,
+            timeout_s=timeout,
+            retries=retries,
+            backoff_s=backoff,
+            at_most_once=at_most_once,
+            errors=errors,
+        )
+
+    def sleep(self, seconds: float) -> Awaitable[None]:
+        """Go on after *seconds*, be it days: meanwhile the handler holds nothing, and any worker may go on with it."""
+        return self._sleep(self._opened().identity(f"{RESERVED}sleep"), seconds)
+
+    async def _sleep(self, identity: Identity, seconds: float) -> None:
+        steps = self._opened()
+        recorded = steps.meet(identity)
+        if recorded is None:
+            await steps.new(identity)
+            recorded = await steps.record(identity, "timer", due=self._after(seconds))
+        timer = Wait("timer", *identity, "", recorded.due)
+        if recorded.outcome == "timer" and not await self._until(steps, timer):
+            await steps.record(identity, "result", b"null", JSON)
+
+    def approve(self, what: object, *, timeout: float | None = None) -> Awaitable[Approval]:
+        """Wait until a person approves or rejects, by `llmagentos approve CONVERSATION` or `reject`.
+
+            if not await ctx.approve(f"refund {amount} to {customer}"):
+                return "A colleague decided against it."
+
+        Args:
+            what: what is to be decided; shown by `llmagentos waiting`.
+            timeout: seconds after which it counts as rejected, by nobody; None: never.
+        """
+        text = what if isinstance(what, str) else orjson.dumps(what).decode()
+        return self._approve(self._opened().identity(f"{RESERVED}approve"), text, timeout)
+
+    async def _approve(self, identity: Identity, what: str, timeout: float | None) -> Approval:
+        steps = self._opened()
+        recorded = steps.meet(identity)
+        if recorded is None:
+            await steps.new(identity)
+            due = 0 if timeout is None else self._after(timeout)
+            recorded = await steps.record(identity, "approval", about=what[:WHAT_MAX], due=due)
+        if recorded.outcome == "approval":
+            decided = await self._until(steps, Wait("approval", *identity, recorded.about, recorded.due))
+            if not decided and steps.found[identity].outcome == "approval":
+                await steps.record(identity, "expired")
+            recorded = steps.found[identity]
+        said = orjson.loads(recorded.body) if recorded.body else {}
+        return Approval(recorded.outcome == "approve", said.get("by", ""), said.get("why", ""))
+
+    async def _until(self, steps: Steps, wait: Wait) -> bool:
+        """Wait until something comes from outside (True), or for the end of the time (False)."""
+        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def end(_: object) -> None:
+            if not over.done():
+                over.set_result(False)
+
+        timer: asyncio.Task[None] | None = None
+        if wait.due:
+            timer = asyncio.create_task(self._outputs.clock.sleep(wait.due / 1_000 - self._outputs.clock.time()))
+            timer.add_done_callback(end)
+        try:
+            return await steps.wait(wait, over) is not False
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _after(self, seconds: float) -> int:
+        return int((self._outputs.clock.time() + seconds) * 1_000)
+
+    async def version(self, name: str) -> bool:
+        """Whether this message is handled by the code as it is since the change *name*.
+
+        if await ctx.version("ask twice"):
+            ...  # as it is now
+        else:
+            ...  # as it was: for messages that were past this point when the change was deployed
+        """
+        return await self._opened().mark(name)
+
+    def now(self) -> datetime:
+        """The time, in UTC, the same on every rerun: of what this run came by last, its message or a recorded step."""
+        steps = self._steps
+        at = self.message.timestamp if steps is None else steps.time
+        return datetime.fromtimestamp(at / 1_000, UTC)
+
+    def uuid(self) -> UUID:
+        """A new UUID (version 4), the same on every rerun."""
+        return UUID(int=self.random.getrandbits(128), version=4)
+
+    @property
+    def random(self) -> Random:
+        """A source of random numbers, which gives the same ones on every rerun. Not for secrets."""
+        if self._random is None:
+            self._random = Random(f"{self.message.message_id}/{self.agent}")
+        return self._random
+
+    def ask(
         self,
         agent: str,
         content: object,
@@ -197,7 +396,7 @@ class Context:
         timeout: float | None = None,
         conversation: str | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> Any:
+    ) -> Awaitable[Any]:
         """Ask another agent and wait for its answer.
 
         If this worker dies meanwhile, the message is handled again and the question asked again with the same id.
@@ -221,54 +420,81 @@ class Context:
                 " question could only be handled after this message",
                 fix='ask in a conversation of its own: conversation=f"{ctx.conversation}/1"',
             )
-        wait_s = self._outputs.settings.ask_timeout_s if timeout is None else timeout
-        left = self.deadline
-        if left is not None:
-            wait_s = min(wait_s, left)
-        topic = self._outputs.settings.topic(f"answers.{self.agent}")
-        step = self._next_step()  # before anything is awaited, so that questions side by side keep their places
-        await self._outputs.check_inbox(agent)
-        question = self._outputs.child(
-            self.message,
-            self.agent,
-            step,
-            content,
-            label=self._again,
-            type="task",
-            recipient=agent,
-            conversation=conversation,
-            deadline=int((self._outputs.clock.time() + wait_s) * 1000),
-            reply_to={"topic": topic, "partition": self.partition},
-            attributes=attributes,
-        )
-        result = self._answered.get(question.message_id)
-        if result is None:
-            result = self._answered[question.message_id] = await self._answer(question, topic, wait_s)
-        if result.type == "error":
-            said = result.content
-            raise AnswerError(
-                f"agent {agent!r} failed question {question.message_id}:"
-                f" {said.get('error', said) if isinstance(said, dict) else said}"
-            )
-        return result.content
+        # Before anything is awaited, so that questions side by side keep their places.
+        identity = self._opened().identity(f"{RESERVED}ask {agent}")
+        return self._ask(identity, self._next_step(), agent, content, timeout, conversation, attributes)
 
-    async def _answer(self, question: Message, topic: str, wait_s: float) -> Message:
-        answer = await self._answers.expect(question.message_id, topic, self.partition)
-        self._wait(self._work, True)
+    async def _ask(
+        self,
+        identity: Identity,
+        position: int,
+        agent: str,
+        content: object,
+        timeout: float | None,
+        conversation: str | None,
+        attributes: Mapping[str, str] | None,
+    ) -> Any:
+        steps, outputs = self._opened(), self._outputs
+        await outputs.check_inbox(agent)
+        name = f"{identity[0]}#{identity[1]}{self._again}"
+        question = question_id(self.message.message_id, self.agent, name, max(0, self.message.offset))
+        wait_s = outputs.settings.ask_timeout_s if timeout is None else timeout
+        if (left := self.deadline) is not None:
+            wait_s = min(wait_s, left)
+        due = steps.dues.get(question) or self._after(wait_s)
+        result = steps.answers.get(question)
+        if result is None:
+            message = outputs.child(
+                self.message,
+                self.agent,
+                position,
+                content,
+                message_id=question,
+                type="task",
+                recipient=agent,
+                conversation=conversation,
+                deadline=due,
+                reply_to={"topic": outputs.settings.topic(f"answers.{self.agent}"), "partition": self.partition},
+                attributes=attributes,
+            )
+            result = await self._answer(steps, Wait("answer", *identity, question, due), message)
+        if result.type != "error":
+            return result.content
+        if LATE in result.attributes and result.sender == self.agent:
+            raise AnswerTimeout(
+                f"agent {self.agent!r} had no answer from {agent!r} within {wait_s:.1f} s: question {question} of"
+                f" conversation {conversation or self.conversation}",
+                fix=f"see `llmagentos lag` and `llmagentos tail --conversation {conversation or self.conversation}`",
+            )
+        said = result.content
+        raise AnswerError(
+            f"agent {agent!r} failed question {question}: {said.get('error', said) if isinstance(said, dict) else said}"
+        )
+
+    async def _answer(self, steps: Steps, wait: Wait, question: Message) -> Message:
+        outputs = self._outputs
+        place = question.record["reply_to"]
+        future = await self._answers.expect(wait.about, place["topic"], self.partition, question.recipient)
+        steps.asks()
         try:
             self.flush()
-            self._outputs.send(self._outputs.to_inbox(question))
-            async with self._outputs.clock.timeout(wait_s):
-                return await answer
-        except TimeoutError:
-            raise AnswerTimeout(
-                f"agent {self.agent!r} had no answer from {question.recipient!r} within {wait_s:.1f} s: question"
-                f" {question.message_id} of conversation {question.conversation_id}",
-                fix=f"see `llmagentos lag` and `llmagentos tail --conversation {question.conversation_id}`",
-            ) from None
+            outputs.send(outputs.to_inbox(question))
+            timer = asyncio.create_task(self._remind(wait, question))
+            try:
+                result: Message = await steps.wait(wait, future)
+            finally:
+                timer.cancel()
         finally:
-            self._wait(self._work, False)
-            self._answers.forget(question.message_id)
+            self._answers.forget(wait.about)
+        if steps.answers.setdefault(wait.about, result) is result:
+            steps.in_hand[wait.about] = result
+        return result
+
+    async def _remind(self, wait: Wait, question: Message) -> None:
+        """Say so among the answers when none came in time: see :meth:`Outputs.late`."""
+        await self._outputs.clock.sleep(wait.due / 1_000 - self._outputs.clock.time())
+        late = self._outputs.late(self.agent, self.partition, self.conversation, wait.about, question.recipient)
+        self._outputs.send(late)
 
     def flush(self) -> None:
         """Send what was collected so far."""

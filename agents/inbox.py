@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -33,12 +34,14 @@ from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
 from llmagentos.agents.room import Room, Share
+from llmagentos.agents.steps import Steps, Suspended
+from llmagentos.agents.waiting import Waiting, step_of_answer
 from llmagentos.streams.dedup import identity_in, identity_of
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
-from llmagentos.streams.journal import Entry
+from llmagentos.streams.journal import DECISIONS, Entry
 from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
-from llmagentos.streams.ownership import Journal, kept, restored
+from llmagentos.streams.ownership import Journal, Ownership, kept, restored
 from llmagentos.streams.transport.sink import Start
 
 __all__ = ["Inbox"]
@@ -50,7 +53,7 @@ REGISTRY_RETRY_S = 1.0
 
 #: Failures of the handler, after which the conversation may not go on; of all others the message itself is to blame,
 #: and the next one is handled.
-_PARKED = ("failed", "timeout")
+_PARKED = ("failed", "timeout", "changed-code")
 
 
 @dataclass(slots=True, eq=False)
@@ -60,11 +63,11 @@ class _Work:
     assignment: Assignment
     size: int
     message: Message | None = None  # where it was decoded to find its lane
-    questions: int = 0  # that its handler waits for
+    steps: Steps | None = None  # where its handler has some
     asked: bool = False
-    answered: dict[str, Message] = field(default_factory=dict[str, Message])
     entry: Entry | None = None  # of one that comes from the journal
     outputs: Sequence[Mapping[str, Any]] = ()  # of one that was completed already
+    recorded: Sequence[Mapping[str, Any]] = ()  # the journal records of its steps, of one that comes from there
 
     @property
     def offset(self) -> int:
@@ -166,17 +169,19 @@ class Inbox:
                 committed=lambda tp=tp: self._committed(tp),
             )
             decode = self._decode if self.agent.topic is None else None
-            await assignment.begin(lambda assignment=assignment: self._superseded(assignment), decode)
+            await assignment.begin(
+                lambda assignment=assignment: self._superseded(assignment), decode, partial(self._await, tp.partition)
+            )
             if not assignment.open:
                 continue
             self._room.join(assignment)
             replay = self._replays[assignment] = Replay(
                 assignment,
-                lambda entry, record, assignment=assignment: self._replay(assignment, entry, record),
+                lambda entry, found, assignment=assignment: self._replay(assignment, entry, found),
                 self._room,
                 self._broken,
             )
-            assignment.ownership.noticed = lambda entry, _, replay=replay: replay.consider(entry.conversation_id)
+            assignment.ownership.noticed = partial(self._noticed, assignment)
             if untold := assignment.ownership.view.untold():
                 self._spawn(self._tell(assignment, untold))
             for conversation_id in list(assignment.view):
@@ -190,6 +195,8 @@ class Inbox:
         """Forget what waits of these partitions, and let what runs end, within the drain timeout."""
         gone = [self.owned[tp] for tp in tps if tp in self.owned]
         await self._drain(set(gone), self._settings.drain_timeout_s)
+        # So that the next owner needs not send it again.
+        await self._journal.say_sent(each.ownership for each in gone if each.waiting is not None)
         for assignment in gone:
             self._close(assignment)
         self._answers.unfollow(self._answers_topic, {tp.partition for tp in tps - self.owned.keys()})
@@ -211,6 +218,10 @@ class Inbox:
             self._room.give(work.size)
             work.assignment.taken -= 1
         self.pausing.release(lambda work: work.assignment in gone)
+        for assignment in gone:
+            for steps in list(assignment.steps.values()):
+                if steps.freeze() is not None:  # it only waits, which its next owner can do as well
+                    steps.give_up(Suspended())
         await self.lanes.settle(lambda work: work.assignment in gone, timeout_s)
 
     def _close(self, assignment: Assignment) -> None:
@@ -246,10 +257,12 @@ class Inbox:
             return work.record.key() or b"\x00%d" % work.offset
         return work.message.conversation_id.encode(errors="surrogatepass")
 
-    def _replay(self, assignment: Assignment, entry: Entry, record: Mapping[str, Any]) -> None:
-        """One that was parked or held, or whose outputs may not have been sent, is to have its turn."""
+    def _replay(self, assignment: Assignment, entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> None:
+        """One that is in the journal, or whose outputs may not have been sent, is to have its turn."""
+        record = found.get(entry.payload_at, {})
         work = self._restored(assignment, entry, record.get("record"))
         work.outputs = record.get("outputs", ())
+        work.recorded = [found[place] for _, place in entry.steps or () if place in found]
         self._room.take(work.size)
         assignment.taken += 1
         lane = work.record.key() or b"\x00%d" % entry.offset
@@ -261,24 +274,109 @@ class Inbox:
         record = restored(source, assignment.tp.topic, assignment.tp.partition, entry.offset)
         return _Work(record, assignment.tp, assignment, len(record), entry=entry)
 
-    def _wait(self, work: _Work, waits: bool) -> None:
-        """A handler begins to wait for an answer, or has it: meanwhile it holds no room."""
-        if waits:
-            work.questions += 1
+    # -- steps and waits ------------------------------------------------------------------------------------------
+
+    def _open_steps(self, work: _Work, message: Message) -> Steps:
+        """The steps of a message; made when its handler has the first, or an earlier run had some."""
+        if work.steps is None:
+            work.steps = work.assignment.steps[work.offset] = Steps(
+                self.agent.name,
+                message,
+                self._clock,
+                record=partial(self._record, work, message),
+                decode=self._answers.decode,
+                asks=partial(self._asks, work),
+                waits=partial(self._wait, work),
+                suspend=lambda: self._spawn(self._suspend(work, message)),
+                suspend_after_s=self._settings.suspend_after_s,
+            )
+            work.steps.load(work.recorded)
+            if work.entry is not None:
+                work.steps.dues = {wait.about: wait.due for wait in work.entry.waits if wait.kind == "answer"}
+        return work.steps
+
+    async def _record(self, work: _Work, message: Message, step: Mapping[str, Any], at: int) -> None:
+        fields = {"offset": work.offset, "message_id": message.message_id, "at": at, "step": step}
+        await work.assignment.ownership.write("step", fields, conversation_id=self._conversation(work, message))
+
+    def _conversation(self, work: _Work, message: Message) -> str:
+        return message.conversation_id if work.entry is None else work.entry.conversation_id
+
+    def _asks(self, work: _Work) -> None:
+        """Its answers are read again by a next owner; of one that is in the journal they are in the journal."""
+        if work.entry is None and not work.asked:
             work.asked = True
             work.assignment.asks(work.offset)
-            if work.questions == 1:
-                self._waiting += 1
-                self._room.give(work.size)
-                self.lanes.lend()
+
+    def _wait(self, work: _Work, waits: bool) -> None:
+        """A handler begins to wait, or goes on: meanwhile it holds no room."""
+        if waits:
+            self._waiting += 1
+            self._room.give(work.size)
+            self.lanes.lend()
         else:
-            work.questions -= 1
-            if work.questions == 0:
-                self._waiting -= 1
-                self._room.take(work.size)
-                self.lanes.reclaim()
-                if self._waiting == self._max_waiting - 1:
-                    self._room.freed()
+            self._waiting -= 1
+            self._room.take(work.size)
+            self.lanes.reclaim()
+            if self._waiting == self._max_waiting - 1:
+                self._room.freed()
+
+    def _await(self, partition: int, ownership: Ownership) -> Waiting:
+        def late(conversation: str, question: str, name: str) -> None:
+            asked = name.rpartition(" ")[2]
+            self._outputs.send(self._outputs.late(self.agent.name, partition, conversation, question, asked))
+
+        return Waiting(
+            ownership,
+            clock=self._clock,
+            encode=self._outputs.encode,
+            late=late,
+            hand=self._answers.hand,
+            broken=self._broken,
+        )
+
+    async def _suspend(self, work: _Work, message: Message) -> None:
+        """Its handler has waited for long: keep what it needs in the journal, and let it go."""
+        steps, assignment = work.steps, work.assignment
+        if steps is None or not assignment.open or (waits := steps.freeze()) is None:
+            return
+        conversation_id = self._conversation(work, message)
+        fields = {
+            "offset": work.offset,
+            "message_id": message.message_id,
+            "record": kept(work.record, self._settings.max_message_bytes) if work.entry is None else None,
+            "waits": [wait._asdict() for wait in waits],
+        }
+        try:
+            for answer in steps.in_hand.values():
+                step = step_of_answer(answer, self._outputs.encode(answer))
+                await self._record(work, message, step, time.time_ns() // 1_000_000)
+            await assignment.ownership.write("suspend", fields, conversation_id=conversation_id)
+        except NotOwner as error:
+            steps.give_up(error)
+            return
+        except Exception as error:  # noqa: BLE001 - a send that failed
+            self._broken(error)
+            return
+        entry = assignment.entries[work.offset]
+        for wait in waits:
+            if wait.kind == "answer":
+                self._answers.forget(wait.about)
+        if assignment.waiting is not None:
+            assignment.waiting.watch(entry)
+        if work.entry is None:
+            self._done(work)
+        if work.asked:
+            work.assignment.asked(work.offset)
+        steps.give_up(Suspended())
+
+    def _noticed(self, assignment: Assignment, entry: Entry, record: Mapping[str, Any]) -> None:
+        """The journal says something that lets a message go on."""
+        steps = assignment.steps.get(entry.offset)
+        if steps is None:
+            self._consider(assignment, entry.conversation_id)
+        elif record["kind"] in DECISIONS:
+            steps.decide(record)
 
     # -- one message ----------------------------------------------------------------------------------------------
 
@@ -295,10 +393,19 @@ class Inbox:
         finally:
             self._room.give(work.size)
             work.assignment.taken -= 1
-            if work.asked and not self.lanes.told_to_end():  # else its next owner asks again
+            if work.steps is not None:
+                work.assignment.steps.pop(work.offset, None)
+                entry = work.assignment.entries.get(work.offset)
+                if entry is not None and entry.ready:  # what it waits for came meanwhile
+                    self._consider(work.assignment, entry.conversation_id)
+            if work.asked and not self._left(work):  # else its next owner asks again
                 work.assignment.asked(work.offset)
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
                 replay.ended(work.entry)
+
+    def _left(self, work: _Work) -> bool:
+        """Whether its message is left to the next owner."""
+        return self.lanes.told_to_end() or (work.steps is not None and work.steps.suspended)
 
     async def _arrival(self, work: _Work) -> None:
         """A record from the inbox has its turn."""
@@ -308,10 +415,8 @@ class Inbox:
             # Everything before it in its conversation is settled now, so what the journal has of it may go on.
             assignment.journaled.discard(offset)
             self._done(work)
-            for conversation_id, conversation in assignment.view.items():
-                if offset in conversation.entries:
-                    self._consider(assignment, conversation_id)
-                    break
+            if (entry := assignment.entries.get(offset)) is not None:
+                self._consider(assignment, entry.conversation_id)
             else:  # it ended, which the commit had no room to say
                 headers: Any = work.record.headers()
                 if identity := identity_in(headers):
@@ -326,12 +431,15 @@ class Inbox:
                 return
         conversation_id = message.conversation_id
         conversation = assignment.view.get(conversation_id) if assignment.view else None
-        if conversation is not None and conversation.order[0] < offset:
-            await self._hold(work, message)
-            return
+        if conversation is not None:
+            if conversation.order[0] < offset:
+                await self._hold(work, message)
+                return
+            await self._load(work, assignment.entries[offset], message)
         identity = identity_of(work.record, message.message_id)
         if assignment.dedup.twin(identity, offset):
             log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)
+            await self._forget(work)
             self._done(work)
             return
         header = message.record
@@ -341,7 +449,7 @@ class Inbox:
         if not isinstance(outputs, list):
             await self._give_up(work, message, outputs)
             return
-        if len(outputs) > 1:
+        if len(outputs) > 1 or (work.steps is not None and work.steps.used):
             await self._complete(work, message, outputs)
         else:
             for output in outputs:
@@ -370,17 +478,32 @@ class Inbox:
         message = await self._read(work)
         if message is None:
             return
-        message.record["deadline"] = None  # it is not for the message to blame that it had to wait
+        if entry.state != "waiting":  # that a message had to wait for others is not for it to blame
+            message.record["deadline"] = None
         identity = identity_of(work.record, message.message_id)
         if not entry.wish and assignment.dedup.twin(identity, entry.offset):
             await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
             return
+        if work.recorded or entry.state == "waiting":
+            self._open_steps(work, message)
         outputs = await self._attempts.run(work, message, partial(self._context, work, message))
         if not isinstance(outputs, list):
             await self._give_up(work, message, outputs)
             return
         await self._complete(work, message, outputs)
         self._sent(work, entry, identity)
+
+    async def _load(self, work: _Work, entry: Entry, message: Message) -> None:
+        """Its handler ran before, and recorded steps."""
+        found = await work.assignment.ownership.payloads([entry])
+        work.recorded = [found[place] for _, place in entry.steps or () if place in found]
+        self._open_steps(work, message)
+
+    async def _forget(self, work: _Work) -> None:
+        """It came to an end without its handler: what the journal has of its steps is over."""
+        if work.entry is None and work.assignment.entries and (entry := work.assignment.entries.get(work.offset)):
+            fields = {"offset": entry.offset, "message_id": entry.message_id}
+            await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
 
     def _sent(self, work: _Work, entry: Entry, identity: str) -> None:
         """Its completion is in the journal, and its outputs are on their way."""
@@ -400,7 +523,7 @@ class Inbox:
         for output in outputs:
             self._outputs.send(output)
         if work.entry is None:
-            ownership.view.sent(ownership.view.open[conversation_id].entries[work.offset])
+            ownership.view.sent(ownership.view.entries[work.offset])
 
     async def _hold(self, work: _Work, message: Message) -> None:
         """Its conversation waits: keep it in the journal, in order, and release its offset."""
@@ -476,6 +599,8 @@ class Inbox:
     def _context(self, work: _Work, message: Message, attempt: int) -> Context:
         entry = work.entry
         again = f"/{entry.park}" if entry is not None and entry.park >= 0 else ""
+        if work.steps is not None:
+            work.steps.begin()
         # By position: one is made for every message, and names cost half a microsecond.
         return Context(
             self.agent.name,
@@ -483,9 +608,9 @@ class Inbox:
             self._outputs,
             self._answers,
             work.tp.partition,
-            self._wait,
+            work.steps,
+            self._open_steps,
             work,
-            work.answered,
             again,
             attempt,
         )
@@ -521,13 +646,15 @@ class Inbox:
             conversation_id = message.conversation_id if entry is None else entry.conversation_id
             await ownership.write("park", fields, conversation_id=conversation_id)
             self._say_dead(work, message, death, ctx)
-            ownership.view.told(ownership.view.open[conversation_id].entries[work.offset])
+            ownership.view.told(ownership.view.entries[work.offset])
         else:
             self._say_dead(work, message, death, ctx)
             if entry is not None:  # whoever is to find nothing in the journal must find the letter
                 await self._outputs.producer.delivered()
                 fields = {"offset": entry.offset, "message_id": entry.message_id}
                 await ownership.write("drop", fields, conversation_id=entry.conversation_id)
+            else:
+                await self._forget(work)
         if entry is None:
             self._done(work)
 

@@ -19,7 +19,10 @@ from llmagentos.streams.message import Message, MessageType, child_id, encode_co
 from llmagentos.streams.producer import MESSAGE_ID, Producer
 from llmagentos.streams.settings import Settings
 
-__all__ = ["Output", "Outputs"]
+__all__ = ["LATE", "Output", "Outputs"]
+
+#: The attribute of what stands in an answer's place where none came in time.
+LATE = "late"
 
 #: A topic that did not exist is looked for again after this: as soon as a person has deployed what was missing.
 MISSING_FOR_S = 5.0
@@ -58,7 +61,7 @@ class Outputs:
     """Builds and sends what an agent says while it handles a message.
 
     Args:
-        encode: a message to Confluent wire bytes.
+        encode: a message to Confluent wire bytes; also an attribute.
         clock: that deadlines, pauses and limits go by.
     """
 
@@ -72,7 +75,7 @@ class Outputs:
         self.settings = settings
         self.producer = producer
         self.clock = clock or Clock()
-        self._encode = encode
+        self.encode = encode
         self._replies = settings.topic("replies")
         self._inbox_prefix = settings.topic("agent.")
         self._limit = settings.max_message_bytes
@@ -115,7 +118,7 @@ class Outputs:
         step: int,
         content: object,
         *,
-        label: str = "",
+        message_id: str | None = None,
         type: MessageType,  # noqa: A002 - the field's own name
         recipient: str,
         conversation: str | None = None,
@@ -127,7 +130,7 @@ class Outputs:
         """A message that *agent* sends as *step* of handling *cause*; the same id on every rerun.
 
         Args:
-            label: tells it from another message of the same step.
+            message_id: None: made of *cause*, *agent* and *step*.
 
         Raises:
             RecordError: *content* can't be said in JSON.
@@ -139,7 +142,7 @@ class Outputs:
         parent = cause.record
         return Message(
             {
-                "message_id": child_id(parent["message_id"], agent, f"{step}{label}" if label else step),
+                "message_id": message_id or child_id(parent["message_id"], agent, step),
                 "conversation_id": conversation or parent["conversation_id"],
                 "root_conversation": parent["root_conversation"],
                 "type": type,
@@ -175,6 +178,23 @@ class Outputs:
         # an agent's answers: keyed by the question
         return self._output(message, place["topic"], cause.record["message_id"], place["partition"])
 
+    def late(self, agent: str, partition: int, conversation: str, question: str, asked: str) -> Output:
+        """What *agent* says to itself when the deadline of a question has passed.
+
+        It stands among the answers, so that the first of them, whatever it says, is the result of every run.
+        """
+        message = Message.create(
+            {"error": f"no answer from {asked!r} by the deadline", "cause": "timeout"},
+            to=agent,
+            conversation=conversation,
+            message_id=child_id(question, agent, "late"),
+            sender=agent,
+            type="error",
+            attributes={LATE: "yes"},
+        )
+        message.record["caused_by"] = question
+        return self._output(message, self.settings.topic(f"answers.{agent}"), question, partition)
+
     def to_client(self, message: Message) -> Output:
         """For `replies`, whoever asked: tokens and partial results are for the client at the root."""
         return self._output(message, self._replies, message.conversation_id, -1)
@@ -184,7 +204,7 @@ class Outputs:
         self.producer.produce(*output)
 
     def _output(self, message: Message, topic: str, key: str, partition: int) -> Output:
-        value = self._encode(message)
+        value = self.encode(message)
         if len(value) > self._limit:
             raise RecordTooLarge(
                 f"{message.type} of agent {message.sender!r} to {topic} is {len(value):,} bytes in conversation"

@@ -16,6 +16,7 @@ from typing import Any
 from llmagentos.agents.assignment import Assignment
 from llmagentos.agents.room import Share
 from llmagentos.streams.journal import Entry
+from llmagentos.streams.ownership import places_of
 
 __all__ = ["Replay"]
 
@@ -30,14 +31,15 @@ class Replay:
     """Brings the open messages of one assignment to their lanes.
 
     Args:
-        put: gives one to its lane: (entry, the journal record with its payload; empty: retention has taken it).
+        put: gives one to its lane: (entry, the journal records of its payload and steps by place; what retention has
+            taken is not there).
         broken: told of what ends the worker.
     """
 
     def __init__(
         self,
         assignment: Assignment,
-        put: Callable[[Entry, Mapping[str, Any]], None],
+        put: Callable[[Entry, Mapping[int, Mapping[str, Any]]], None],
         room: Share,
         broken: Callable[[BaseException], None],
     ) -> None:
@@ -85,14 +87,14 @@ class Replay:
                     await asyncio.sleep(NO_ROOM_S)
                     continue
                 entries = self._next(min(left, PASS))
-                places = [entry.payload_at for entry in entries]
+                places = [places_of(entry) for entry in entries]
                 found = await self._assignment.ownership.payloads(entries)
                 if not self._assignment.open:
                     return
-                for entry, place in zip(entries, places, strict=True):
-                    if entry.payload_at == place:
-                        self._put(entry, found.get(place, {}))
-                    else:  # it was copied to another place meanwhile
+                for entry, before in zip(entries, places, strict=True):
+                    if places_of(entry) == before:
+                        self._put(entry, found)
+                    else:  # it was copied to another place meanwhile, or one more answer came
                         self.ended(entry)
         except Exception as error:  # noqa: BLE001 - whatever it was, they must not wait for ever
             self._broken(error)
@@ -135,7 +137,9 @@ class Replay:
         conversation = self._assignment.view.get(conversation_id)
         if conversation is None or index >= min(len(conversation), CHUNK) or conversation.waits:
             return None
-        entry = conversation.entries[conversation.order[index]]
-        if entry.offset in self._assignment.journaled or (index and entry.state == "parked"):
+        entry = conversation[index]
+        if entry.offset in self._assignment.journaled or entry.state == "open":
+            return None
+        if index and entry.state in ("parked", "waiting", "unknown"):
             return None
         return entry

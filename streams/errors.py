@@ -19,6 +19,11 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   +-- UnknownAgent            no deployment serves an agent of that name
 |   +-- AnswerError             the asked agent answered with an error
 |   +-- AnswerTimeout           no answer came before the question's deadline
+|   +-- StepError               a step can't be run, or its outcome can't be used
+|   |   +-- ResultError         a result can't be recorded, or be read again
+|   |   +-- StepFailed          a step ended by an error that it records
+|   |   +-- StepUnknown         it was under way when its worker died, and may not be run twice
+|   |   +-- ChangedCode         a rerun took another way than what is recorded
 |   +-- InjectedFault           a fault that was switched on fired
 |       +-- LostReply           as if an answer had not come in time: a TimeoutError too
 +-- DeploymentError             a deployment can't be made, found or changed
@@ -134,6 +139,40 @@ class AnswerError(AgentError):
 
 class AnswerTimeout(AgentError):
     """No answer came before the question's deadline."""
+
+
+class StepError(AgentError):
+    """A step can't be run as it was asked for, or its outcome can't be used."""
+
+
+class ResultError(StepError):
+    """A result of a step can't be recorded, or be read again."""
+
+
+class StepFailed(StepError):
+    """A step ended by an error that it records as its result: every rerun is given this.
+
+    `kind` is the name of the error's class.
+    """
+
+    def __init__(self, what: str, *, kind: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+class StepUnknown(StepError):
+    """A step that may run once at most was begun, and what became of it is not known.
+
+    `key` is the idempotency key that it was given: who was called can say what became of it.
+    """
+
+    def __init__(self, what: str, *, key: str, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.key = key
+
+
+class ChangedCode(StepError):
+    """A rerun met another step than the journal has: its code was changed, or does not repeat itself."""
 
 
 class InjectedFault(AgentError):

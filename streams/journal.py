@@ -26,7 +26,7 @@ docs/spec/ has the protocol as a model.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Literal, NamedTuple
@@ -77,13 +77,17 @@ BLANK: Mapping[str, Any] = {
 }
 
 
+#: Outcomes of steps that come from outside, whatever the handler does.
+_FROM_OUTSIDE = DECISIONS | {"answer"}
+
+
 class Wait(NamedTuple):
     """One thing that a suspended handler waits for: the result of a step of its.
 
     Attributes:
         kind: answer, timer or approval.
         name, number: of the step.
-        about: the question's id; of an approval, what is to be decided.
+        about: of an answer, the question's id, which is what names it; of an approval, what is to be decided.
         due: when the wait ends at the latest, milliseconds since the epoch; 0: never.
     """
 
@@ -92,6 +96,12 @@ class Wait(NamedTuple):
     number: int
     about: str
     due: int
+
+    def ends_by(self, step: Mapping[str, Any]) -> bool:
+        """Whether *step*, as in journal.avsc, is what it waits for."""
+        if self.kind == "answer":
+            return step["about"] == self.about
+        return step["outcome"] != self.kind and (step["name"], step["number"]) == (self.name, self.number)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,10 +118,11 @@ class Entry:
         wish_at: where in the journal that was said.
         edited: the wish brings a message to run in place of the parked one.
         since: when its payload was written; milliseconds since the epoch.
-        steps: where in the journal its steps are, in their order.
+        steps: where in the journal its steps were written first, and where they are now, in their order.
         waits: what it is suspended for; without what has come.
         waits_at: where the newest of that was said, if not with the payload.
         ready: something that it was suspended for has come.
+        early: answers and decisions that came while its handler ran, and may be suspended for them yet.
     """
 
     offset: int
@@ -124,10 +135,11 @@ class Entry:
     wish_at: int = -1
     edited: bool = False
     since: int = 0
-    steps: list[int] | None = None
+    steps: list[tuple[int, int]] | None = None
     waits: tuple[Wait, ...] = ()
     waits_at: int = -1
     ready: bool = False
+    early: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def payload_at(self) -> int:
@@ -136,18 +148,31 @@ class Entry:
 
 
 class Conversation:
-    """What is open of one conversation, in the order of the inbox."""
+    """What is open of one conversation, in the order of the inbox.
 
-    __slots__ = ("entries", "order")
+    Args:
+        entries: of all conversations of the partition, by offset: to keep them once is 200 bytes less for each.
 
-    def __init__(self) -> None:
-        self.entries: dict[int, Entry] = {}
-        self.order: list[int] = []  # their offsets, ascending
+    Attributes:
+        order: the offsets of its own, ascending.
+    """
+
+    __slots__ = ("_entries", "order")
+
+    def __init__(self, entries: dict[int, Entry]) -> None:
+        self._entries = entries
+        self.order: list[int] = []
 
     @property
     def first(self) -> Entry:
         """The entry whose turn it is."""
-        return self.entries[self.order[0]]
+        return self._entries[self.order[0]]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self._entries.__getitem__, self.order)
+
+    def __getitem__(self, index: int) -> Entry:
+        return self._entries[self.order[index]]
 
     @property
     def waits(self) -> bool:
@@ -159,7 +184,7 @@ class Conversation:
 
     def add(self, entry: Entry) -> None:
         """Put in a new entry."""
-        self.entries[entry.offset] = entry
+        self._entries[entry.offset] = entry
         if not self.order or entry.offset > self.order[-1]:
             self.order.append(entry.offset)
         else:
@@ -167,7 +192,7 @@ class Conversation:
 
     def remove(self, offset: int) -> None:
         """Take an entry out."""
-        del self.entries[offset]
+        del self._entries[offset]
         self.order.remove(offset)  # it is the first, or nearly
 
     def __len__(self) -> int:
@@ -210,6 +235,7 @@ class View:
 
     Attributes:
         open: the conversations with something in them, by id.
+        entries: all that is in them, by the offset in the inbox.
         ended: inbox offsets of what was closed, until :meth:`cover` says that a commit covers them; to the place in
             the journal that says so. The commit's metadata may have no room for them.
         position: the next journal offset to fold.
@@ -218,6 +244,7 @@ class View:
 
     def __init__(self, start: int = 0, claim: int = -1) -> None:
         self.open: dict[str, Conversation] = {}
+        self.entries: dict[int, Entry] = {}
         self.ended: dict[int, int] = {}
         self.position = start
         self.claim = claim
@@ -229,7 +256,7 @@ class View:
 
     def __len__(self) -> int:
         """How many messages are open."""
-        return sum(map(len, self.open.values()))
+        return len(self.entries)
 
     # -- the fold -----------------------------------------------------------------------------------------------
 
@@ -268,7 +295,10 @@ class View:
                 else:
                     self._say(place)
             return None
-        entry = self._find(record["conversation_id"], offset)
+        if kind == "copy" and record.get("step") is not None:
+            self._copy_step(record, at)
+            return None
+        entry = self.entries.get(offset)
         if kind == "drop":
             if entry is None:  # reading began here, for the end is all that was needed
                 entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
@@ -280,8 +310,7 @@ class View:
         if kind == "step" and (offset in self.ended or (entry is not None and entry.state == "done")):
             return None  # what it was for is over
         if entry is None:
-            entry = Entry(offset, record["conversation_id"], record["message_id"], "open", -1)
-            self.open.setdefault(entry.conversation_id, Conversation()).add(entry)
+            entry = self._new(record)
         if kind == "step":
             self._add_step(entry, record["step"], at)
             return entry
@@ -305,41 +334,56 @@ class View:
         return entry
 
     def _copy(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
-        """The payload, or a step, is at the end of the journal now."""
-        if record["step"] is not None:
-            steps = entry.steps or []
-            if record["refers"] in steps:
-                self._needed.pop(record["refers"], None)
-                steps[steps.index(record["refers"])] = at
-            elif entry.state != "done":
-                entry.steps = [*steps, at]  # reading began behind where it was
-            else:
-                return
-            self._need(entry, at)
+        """The payload is at the end of the journal now."""
         # What a person wants, or it waited for, may have come before it in the log: then all stays where it was.
-        elif entry.state == record["state"] and entry.park == record["refers"] and not (entry.wish or entry.ready):
-            self._place(entry, entry.state, at, entry.park)
-            entry.since = record["at"]
+        if entry.wish or entry.ready:
+            return
+        if entry.state == "open":  # reading began at the copies of its steps
+            entry.waits = _waits(record)
+        elif entry.state != record["state"] or entry.park != record["refers"]:
+            return
+        self._place(entry, record["state"], at, record["refers"])
+        entry.since = record["at"]
+
+    def _copy_step(self, record: Mapping[str, Any], at: int) -> None:
+        """A step is at the end of the journal now. Its first place tells its order among the others."""
+        entry = self.entries.get(record["offset"])
+        if record["offset"] in self.ended or (entry is not None and entry.state == "done"):
+            return
+        if entry is None:
+            entry = self._new(record)
+        steps = entry.steps = entry.steps if entry.steps is not None else []
+        first: int = record["refers"]
+        for index, (known, place) in enumerate(steps):
+            if known == first:
+                self._needed.pop(place, None)
+                steps[index] = (first, at)
+                break
+        else:
+            insort(steps, (first, at))
+        self._need(entry, at)
+
+    def _new(self, record: Mapping[str, Any]) -> Entry:
+        entry = Entry(record["offset"], record["conversation_id"], record["message_id"], "open", -1)
+        self._conversation(entry.conversation_id).add(entry)
+        return entry
 
     def _add_step(self, entry: Entry, step: Mapping[str, Any], at: int) -> None:
         if entry.steps is None:
             entry.steps = []
-        entry.steps.append(at)
+        entry.steps.append((at, at))
         self._need(entry, at)
-        if entry.waits:
-            left = tuple(w for w in entry.waits if (w.name, w.number) != (step["name"], step["number"]))
-            entry.ready = entry.ready or len(left) < len(entry.waits)
-            entry.waits = left
+        left = tuple(wait for wait in entry.waits if not wait.ends_by(step))
+        if len(left) < len(entry.waits):
+            entry.waits, entry.ready = left, True
+        elif step["outcome"] in _FROM_OUTSIDE:
+            entry.early += ({name: step[name] for name in ("name", "number", "outcome", "about")},)
 
     def _decision(self, record: Mapping[str, Any], at: int) -> Entry | None:
         """A person approved or rejected. Of several such, the first counts."""
-        entry = self._find(record["conversation_id"], record["offset"])
+        entry = self.entries.get(record["offset"])
         step = record["step"]
-        if entry is None or step is None or entry.state in ("parked", "done"):
-            return None
-        if entry.state == "waiting" and not any(
-            (w.name, w.number) == (step["name"], step["number"]) for w in entry.waits
-        ):
+        if entry is None or step is None or entry.state == "done" or (entry.state == "parked" and not entry.wish):
             return None
         self._add_step(entry, step, at)
         return entry
@@ -353,10 +397,12 @@ class View:
             self._needed.pop(entry.waits_at, None)
             entry.waits_at = at
             self._need(entry, at)
-        entry.waits, entry.ready = _waits(record), False
+        waits = _waits(record)
+        entry.waits = tuple(wait for wait in waits if not any(map(wait.ends_by, entry.early)))
+        entry.ready, entry.early = len(entry.waits) < len(waits), ()
 
     def _wish(self, kind: Any, record: Mapping[str, Any], at: int) -> Entry | None:
-        entry = self._find(record["conversation_id"], record["offset"])
+        entry = self.entries.get(record["offset"])
         if entry is None or entry.state != "parked" or entry.park != record["refers"] or entry.wish:
             return None  # that park is over, or somebody has said it already
         entry.wish, entry.wish_at, entry.edited = kind, at, record["record"] is not None
@@ -372,10 +418,6 @@ class View:
         entry.wish, entry.wish_at, entry.edited = "", -1, False
         self._need(entry, at)
 
-    def _find(self, conversation_id: str, offset: int) -> Entry | None:
-        conversation = self.open.get(conversation_id)
-        return None if conversation is None else conversation.entries.get(offset)
-
     def _close(self, entry: Entry, at: int) -> None:
         self._release(entry)
         self._forget_steps(entry)
@@ -383,9 +425,15 @@ class View:
         self._need(entry, at)
         self._leave(entry)
 
+    def _conversation(self, conversation_id: str) -> Conversation:
+        conversation = self.open.get(conversation_id)
+        if conversation is None:
+            conversation = self.open[conversation_id] = Conversation(self.entries)
+        return conversation
+
     def _leave(self, entry: Entry) -> None:
-        conversation = self.open.get(entry.conversation_id)
-        if conversation is not None and conversation.entries.get(entry.offset) is entry:
+        if self.entries.get(entry.offset) is entry:
+            conversation = self.open[entry.conversation_id]
             conversation.remove(entry.offset)
             if not conversation.order:
                 del self.open[entry.conversation_id]
@@ -441,9 +489,9 @@ class View:
         self._say(entry.at)
 
     def _forget_steps(self, entry: Entry) -> None:
-        for at in entry.steps or ():
+        for _, at in entry.steps or ():
             self._needed.pop(at, None)
-        entry.steps, entry.waits, entry.ready = None, (), False
+        entry.steps, entry.waits, entry.ready, entry.early = None, (), False, ()
 
     def _say(self, at: int) -> None:
         self._unsent.pop(at, None)
@@ -477,7 +525,7 @@ class View:
             entry
             for conversation in self.open.values()
             if conversation.waits
-            for entry in conversation.entries.values()
+            for entry in conversation
             if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
         ]
 

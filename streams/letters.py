@@ -368,12 +368,12 @@ class Letters:
 
     def judge(self, letter: Letter) -> None:
         """How the last letter of a message stands, by what is known of its journal."""
-        conversation = self.views[letter.place].open.get(letter.conversation_id)
-        entry = None if conversation is None else conversation.entries.get(letter.inbox_offset)
+        view = self.views[letter.place]
+        entry = view.entries.get(letter.inbox_offset)
         letter.held, letter.park = 0, -1
-        if conversation is not None and entry is not None and entry.state == "parked":
+        if entry is not None and entry.state == "parked":
             letter.state = _WISHED[entry.wish]
-            letter.held = len(conversation) - 1
+            letter.held = len(view.open[entry.conversation_id]) - 1
             letter.park = entry.park
         elif letter.cause in PARKS:
             letter.state = "settled"

@@ -14,7 +14,7 @@ import orjson
 
 from llmagentos.streams.errors import RecordError
 
-__all__ = ["Message", "MessageType", "child_id", "new_id"]
+__all__ = ["Message", "MessageType", "asker_of", "child_id", "new_id", "question_id"]
 
 MessageType = Literal["command", "task", "result", "event", "token", "control", "error"]
 
@@ -45,6 +45,27 @@ def child_id(parent_id: str, agent: str, step: int | str) -> str:
     digest = sha1(_NAMESPACE + f"{parent_id}\x00{agent}\x00{step}".encode(), usedforsecurity=False).digest()
     text = digest.hex()
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{_VARIANT[digest[8] >> 4]}{text[17:20]}-{text[20:32]}"
+
+
+def question_id(parent_id: str, agent: str, step: str, offset: int) -> str:
+    """The id of a question that *agent* asks while it handles *parent_id*, which lies at *offset* of its inbox.
+
+    A UUIDv8 (RFC 9562), the same on every rerun: 74 bits say which question it is, the last 48 the offset. So who reads
+    an answer, which names its question, knows whose it is.
+    """
+    digest = sha1(_NAMESPACE + f"{parent_id}\x00{agent}\x00{step}".encode(), usedforsecurity=False).digest()
+    text = digest.hex()
+    return f"{text[:8]}-{text[8:12]}-8{text[13:16]}-{_VARIANT[digest[8] >> 4]}{text[17:20]}-{offset:012x}"
+
+
+def asker_of(question: str) -> int | None:
+    """The offset of the message whose handler asked *question*; None where its id doesn't say."""
+    if len(question) != 36 or question[14] != "8":  # a UUID's length, and the place of its version
+        return None
+    try:
+        return int(question[24:], 16)
+    except ValueError:
+        return None
 
 
 class Message:

@@ -257,6 +257,20 @@ class Journal:
         found = await asyncio.to_thread(self._spans.pick, ownership.topic, ownership.partition, places)
         return {at: self._codec.decode(record.value() or b"") for at, record in found.items()}
 
+    async def say_sent(self, owned: Iterable[Ownership]) -> None:
+        """Say of completions and parks that what they tell is sent; waits until it is.
+
+        Raises:
+            DeliveryError: a send failed.
+        """
+        below = [(each, each.view.sent_below()) for each in owned if each.view.news]
+        if not below:
+            return
+        await self._producer.delivered()
+        for each, place in below:
+            if not each.over:
+                self.post(each, "sent", each._claim, {"refers": place}, None)  # pyright: ignore[reportPrivateUsage]
+
     async def quiesce(self) -> None:
         """Do nothing any more of its own accord; what is owned may still write."""
         for task in self._tasks:
@@ -294,14 +308,8 @@ class Journal:
         """Say of completions that their outputs were sent, so that a next owner need not send them again."""
         while True:
             await asyncio.sleep(SENT_S)
-            below = [(owned, owned.view.sent_below()) for owned in self._owned.values() if owned.view.news]
-            if not below:
-                continue
             try:
-                await self._producer.delivered()
-                for owned, place in below:
-                    if not owned.over:
-                        self.post(owned, "sent", owned._claim, {"refers": place}, None)  # pyright: ignore[reportPrivateUsage]
+                await self.say_sent(self._owned.values())
             except Exception as error:  # noqa: BLE001 - a send that failed
                 self._broken(error)
                 return
@@ -330,7 +338,7 @@ class Journal:
             # Looked at again, with no await before it is handed to the producer: see View.movable.
             if owned.over or conversation is None or not conversation.waits:
                 continue
-            if conversation.entries.get(entry.offset) is entry and found.keys() >= places_of(entry):
+            if owned.view.entries.get(entry.offset) is entry and found.keys() >= places_of(entry):
                 for fields in copies(entry, found):
                     last = self.post(owned, "copy", owned._claim, fields, entry.conversation_id)  # pyright: ignore[reportPrivateUsage]
         if last is not None:
@@ -339,16 +347,21 @@ class Journal:
 
 def places_of(entry: Entry) -> set[int]:
     """Where in the journal the payload, an edited one too, and the steps of *entry* are."""
-    return {place for place in (entry.at, entry.payload_at, *(entry.steps or ())) if place >= 0}
+    return {place for place in (entry.at, entry.payload_at, *(at for _, at in entry.steps or ())) if place >= 0}
 
 
 def copies(entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The fields of the copies of *entry*: its payload, then its steps.
+    """The fields of the copies of *entry*: its steps, and then its payload.
+
+    With the last of them what was before is needed no more; who begins to read at the first has all of it.
 
     Args:
         found: the records at :func:`places_of` it; of one that is gone, the message is then looked for in the inbox.
     """
     same = {"offset": entry.offset, "message_id": entry.message_id}
+    for first, place in entry.steps or ():
+        if place in found:
+            yield same | {"refers": first, "step": found[place]["step"], "at": found[place]["at"]}
     # With an edited message comes the wish to run it, and that is copied by itself.
     payload = found.get(entry.at if entry.wish else entry.payload_at, {})
     yield same | {
@@ -359,9 +372,6 @@ def copies(entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> Iterator[dic
         "detail": payload.get("detail", {}),
         "waits": [wait._asdict() for wait in entry.waits],
     }
-    for place in entry.steps or ():
-        if place in found:
-            yield same | {"refers": place, "step": found[place]["step"]}
 
 
 def kept(record: confluent_kafka.Message, limit: int) -> dict[str, Any] | None:

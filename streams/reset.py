@@ -136,7 +136,7 @@ def plan(settings: Settings, codec: Codec, group: str, inputs: Mapping[str, str]
 
 
 def _open(views: Views, place: Place) -> list[Entry]:
-    return [entry for conversation in views[place].open.values() for entry in conversation.entries.values()]
+    return list(views[place].entries.values())
 
 
 def _move(
@@ -232,8 +232,7 @@ async def _offsets(
 
 async def _keep(journal: Journal, ownership: Ownership, below: int) -> None:
     """Write again what is open of messages below the offset *below*, with what people want of it."""
-    conversations = list(ownership.view.open.values())
-    entries = [entry for conversation in conversations for entry in conversation.entries.values()]
+    entries = ownership.view.entries.values()
     kept = sorted((entry for entry in entries if entry.offset < below), key=lambda entry: entry.offset)
     for first in range(0, len(kept), AT_ONCE):
         some = kept[first : first + AT_ONCE]

@@ -93,6 +93,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Finished messages of each inbox partition whose ids are known, so that a duplicate is dropped.",
     )
+    suspend_after_s: float = Field(
+        5.0, gt=0, description="A handler that has waited so long leaves the worker's memory until it can go on."
+    )
     ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."

@@ -55,5 +55,5 @@ def believed(view: View) -> dict[int, Said]:
     return {
         entry.offset: (entry.state, entry.at, entry.park, entry.wish, entry.wish_at)
         for conversation in view.open.values()
-        for entry in conversation.entries.values()
+        for entry in conversation
     }

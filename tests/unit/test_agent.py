@@ -15,7 +15,9 @@ from llmagentos.streams.errors import AgentError, DeploymentError
 
 
 def test_the_public_names_are_these() -> None:
-    assert llmagentos.agents.__all__ == ["Agent", "Client", "Context", "Message", "agent"]
+    assert llmagentos.agents.__all__ == [
+        "Agent", "Approval", "Client", "Context", "Message", "StepFailed", "StepUnknown", "agent", "result_type",
+    ]  # fmt: skip
 
 
 async def test_an_agent_can_be_called_as_its_function() -> None:

@@ -97,10 +97,10 @@ class Owner:
         """Its own record about *offset* was read back."""
         self.busy.discard(conversation)
         if kind == "done":
-            entry = self.view.open[conversation].entries[offset]
+            entry = self.view.entries[offset]
             self.send_completion(entry)
         if kind == "park":
-            self.write_letter(self.view.open[conversation].entries[offset])
+            self.write_letter(self.view.entries[offset])
         if kind == "drop":
             self.dedup.finished(self.world.inbox.ids[offset], offset)
         else:
@@ -281,7 +281,9 @@ class World(RuleBasedStateMachine):
         assert said.get(offset, ("",))[0] != "done", "what is completed runs again"
         mine = self.inbox.conversations[offset]
         later = [o for o in self.inbox.ids if o > offset and self.inbox.conversations[o] == mine]
-        over = set(ended) | {o for o, s in said.items() if s[0] == "done"} | self.known_finished(owner)
+        # What is completed and comes again from the inbox has its turn there, behind what comes before it.
+        done = {o for o, s in said.items() if s[0] == "done"} - owner.journaled
+        over = set(ended) - owner.journaled | done | self.known_finished(owner)
         assert not over & set(later), "a message runs after a later one of its conversation"
 
     def known_finished(self, owner: Owner) -> set[int]:
@@ -483,7 +485,7 @@ class BlindView(View):
     """A copy counts whatever came before it."""
 
     def fold(self, record: Mapping[str, Any], at: int) -> Any:
-        entry = self._find(record["conversation_id"], record["offset"])
+        entry = self.entries.get(record["offset"])
         if record["kind"] == "copy" and entry is not None and record["claim"] >= self.claim:
             self.position = at + 1
             self._place(entry, record["state"], at, record["refers"])

@@ -70,7 +70,9 @@ async def hands(settings: Settings) -> AsyncIterator[Hands]:
         return Message(message.record, "inbox", 0, record.offset())
 
     quick = settings.model_copy(update={"drain_timeout_s": 0.2})
-    await asyncio.to_thread(ensure_topics, settings, [named("journal.NAME").of("slow")])
+    await asyncio.to_thread(
+        ensure_topics, settings, [named(kind).of("slow") for kind in ("journal.NAME", "answers.NAME")]
+    )
     await asyncio.to_thread(codec.writer, SUBJECT, "journal")
     async with Producer(settings) as producer:
         journal = Journal(settings, producer, codec, writer="test", broken=lambda error: pytest.fail(repr(error)))

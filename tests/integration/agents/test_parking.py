@@ -81,7 +81,7 @@ class Ward:
         views = await asyncio.to_thread(self.view)
         for view in views.values():
             if conversation in view.open:
-                return [view.open[conversation].entries[n].state for n in view.open[conversation].order]
+                return [entry.state for entry in view.open[conversation]]
         return []
 
     async def command(self, kind: str, conversation: str, **fields: Any) -> None:

@@ -58,9 +58,7 @@ class House:
                 views.add([Place("doctor", 0)], 0, log)
             views.refresh()
             open_ = views[Place("doctor", 0)].open
-            return [
-                (e.offset, e.state, e.wish) for conversation in open_.values() for e in conversation.entries.values()
-            ]
+            return [(e.offset, e.state, e.wish) for conversation in open_.values() for e in conversation]
         finally:
             views.close()
 
