@@ -435,7 +435,8 @@ class Inbox:
             if conversation.order[0] < offset:
                 await self._hold(work, message)
                 return
-            await self._load(work, assignment.entries[offset], message)
+            if (entry := assignment.entries.get(offset)) is not None:
+                await self._load(work, entry, message)
         identity = identity_of(work.record, message.message_id)
         if assignment.dedup.twin(identity, offset):
             log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)

@@ -233,6 +233,23 @@ async def test_a_message_that_comes_twice_is_handled_once_and_so_after_a_restart
     assert ward.handled("a") == ["1", "2", "3"]
 
 
+async def test_one_before_a_parked_one_may_come_again(deploy, ward: Ward) -> None:
+    worker = await deploy(ward.source)
+    await ward.send("a", "1", "2 poison", "3")
+    await until(lambda: _is(ward.states("a"), ["parked", "held"]))
+    worker.stop()
+    await until(lambda: worker.state == "stopped")
+    # As where it had died before its first commit.
+    topic = ward.settings.topic("agent.doctor")
+    offsets = {(topic, partition): (0, "") for partition in range(ward.settings.partitions)}
+    await asyncio.to_thread(Admin(ward.settings).commit, worker.deployment, offsets)
+    async with running(type(worker)(worker.settings, worker.deployment, worker.loaded, index=1)):
+        await until(lambda: ward.handled("a") == ["1", "1"])
+        (ward.folder / "ill").unlink()
+        await ward.command("redrive", "a")
+        await until(lambda: ward.handled("a") == ["1", "1", "2 poison", "3"])
+
+
 class Died(Exception):
     """The worker ends here."""
 
