@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -28,20 +26,22 @@ from llmagentos.agents.agent import Agent
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import RECLAIM_S, Assignment
 from llmagentos.agents.attempts import Attempts, Failed, expired
+from llmagentos.agents.burial import Burial
 from llmagentos.agents.context import Context
-from llmagentos.agents.dead_letters import DeadLetters, Death
+from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
 from llmagentos.agents.room import Room, Share
-from llmagentos.agents.steps import Steps, Suspended
-from llmagentos.agents.waiting import Waiting, step_of_answer
+from llmagentos.agents.steps import Suspended
+from llmagentos.agents.suspending import Suspending
+from llmagentos.agents.work import Work
 from llmagentos.streams.dedup import identity_in, identity_of
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
-from llmagentos.streams.journal import DECISIONS, Entry
+from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
-from llmagentos.streams.ownership import Journal, Ownership, kept, restored
+from llmagentos.streams.ownership import Journal, kept
 from llmagentos.streams.transport.sink import Start
 
 __all__ = ["Inbox"]
@@ -50,28 +50,6 @@ log = logging.getLogger(__name__)
 
 #: A registry that is out of reach is asked again after this; the record waits in its lane meanwhile.
 REGISTRY_RETRY_S = 1.0
-
-#: Failures of the handler, after which the conversation may not go on; of all others the message itself is to blame,
-#: and the next one is handled.
-_PARKED = ("failed", "timeout", "changed-code")
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    record: confluent_kafka.Message
-    tp: TP
-    assignment: Assignment
-    size: int
-    message: Message | None = None  # where it was decoded to find its lane
-    steps: Steps | None = None  # where its handler has some
-    asked: bool = False
-    entry: Entry | None = None  # of one that comes from the journal
-    outputs: Sequence[Mapping[str, Any]] = ()  # of one that was completed already
-    recorded: Sequence[Mapping[str, Any]] = ()  # the journal records of its steps, of one that comes from there
-
-    @property
-    def offset(self) -> int:
-        return self.record.offset() or 0
 
 
 class Inbox:
@@ -107,7 +85,6 @@ class Inbox:
         self._decode = decode
         self._outputs = outputs
         self._answers = answers
-        self._dead_letters = dead_letters
         self._journal = journal
         self._room = Share(room)
         self._finish = finish
@@ -125,9 +102,30 @@ class Inbox:
         self._replays: dict[Assignment, Replay] = {}
         self._spawned: set[asyncio.Task[None]] = set()
         # By assignments, which are partitions: one with thousands of conversations holds no other up.
-        order: Turns[_Work] = Turns(attrgetter("assignment"))
-        self.lanes: Lanes[_Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
+        order: Turns[Work] = Turns(attrgetter("assignment"))
+        self.lanes: Lanes[Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
         self.pausing = Pausing(agent.name, told=told, changed=self._room.step_aside)
+        self._burial = Burial(
+            agent.name,
+            outputs,
+            dead_letters,
+            decode=decode,
+            context=self._context,
+            pick=self._pick,
+            done=self._done,
+            forget=self._forget,
+            broken=broken,
+        )
+        self._suspending = Suspending(
+            agent.name,
+            outputs,
+            answers,
+            waits=self._wait,
+            done=self._done,
+            consider=self._consider,
+            spawn=self._spawn,
+            broken=broken,
+        )
         self._attempts = Attempts(agent, pausing=self.pausing, told_to_end=self.lanes.told_to_end, clock=self._clock)
 
     # -- what the transport calls -------------------------------------------------------------------------------
@@ -146,7 +144,7 @@ class Inbox:
         for record in records:
             size = len(record)
             take(size)
-            work = _Work(record, tp, assignment, size)
+            work = Work(record, tp, assignment, size)
             if foreign:
                 put(self._foreign_lane(work), work)
             else:
@@ -170,7 +168,9 @@ class Inbox:
             )
             decode = self._decode if self.agent.topic is None else None
             await assignment.begin(
-                lambda assignment=assignment: self._superseded(assignment), decode, partial(self._await, tp.partition)
+                lambda assignment=assignment: self._superseded(assignment),
+                decode,
+                partial(self._suspending.waiting, tp.partition),
             )
             if not assignment.open:
                 continue
@@ -181,9 +181,9 @@ class Inbox:
                 self._room,
                 self._broken,
             )
-            assignment.ownership.noticed = partial(self._noticed, assignment)
+            assignment.ownership.noticed = partial(self._suspending.noticed, assignment)
             if untold := assignment.ownership.view.untold():
-                self._spawn(self._tell(assignment, untold))
+                self._spawn(self._burial.tell(assignment, untold))
             for conversation_id in list(assignment.view):
                 replay.consider(conversation_id)
 
@@ -249,7 +249,7 @@ class Inbox:
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
 
-    def _foreign_lane(self, work: _Work) -> bytes:
+    def _foreign_lane(self, work: Work) -> bytes:
         """The lane of a record whose conversation only its content tells."""
         try:
             work.message = self._decode(work.record)
@@ -260,7 +260,7 @@ class Inbox:
     def _replay(self, assignment: Assignment, entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> None:
         """One that is in the journal, or whose outputs may not have been sent, is to have its turn."""
         record = found.get(entry.payload_at, {})
-        work = self._restored(assignment, entry, record.get("record"))
+        work = Work.restored(assignment, entry, record.get("record"))
         work.outputs = record.get("outputs", ())
         work.recorded = [found[place] for _, place in entry.steps or () if place in found]
         self._room.take(work.size)
@@ -268,47 +268,7 @@ class Inbox:
         lane = work.record.key() or b"\x00%d" % entry.offset
         self.lanes.put(lane if self.agent.topic is None else self._foreign_lane(work), work)
 
-    def _restored(self, assignment: Assignment, entry: Entry, source: Mapping[str, Any] | None) -> _Work:
-        if source is None:  # too large for the journal, or nothing but outputs: see _fetch
-            source = {"key": entry.conversation_id.encode(), "value": None, "headers": [], "timestamp": -1}
-        record = restored(source, assignment.tp.topic, assignment.tp.partition, entry.offset)
-        return _Work(record, assignment.tp, assignment, len(record), entry=entry)
-
-    # -- steps and waits ------------------------------------------------------------------------------------------
-
-    def _open_steps(self, work: _Work, message: Message) -> Steps:
-        """The steps of a message; made when its handler has the first, or an earlier run had some."""
-        if work.steps is None:
-            work.steps = work.assignment.steps[work.offset] = Steps(
-                self.agent.name,
-                message,
-                self._clock,
-                record=partial(self._record, work, message),
-                decode=self._answers.decode,
-                asks=partial(self._asks, work),
-                waits=partial(self._wait, work),
-                suspend=lambda: self._spawn(self._suspend(work, message)),
-                suspend_after_s=self._settings.suspend_after_s,
-            )
-            work.steps.load(work.recorded)
-            if work.entry is not None:
-                work.steps.dues = {wait.about: wait.due for wait in work.entry.waits if wait.kind == "answer"}
-        return work.steps
-
-    async def _record(self, work: _Work, message: Message, step: Mapping[str, Any], at: int) -> None:
-        fields = {"offset": work.offset, "message_id": message.message_id, "at": at, "step": step}
-        await work.assignment.ownership.write("step", fields, conversation_id=self._conversation(work, message))
-
-    def _conversation(self, work: _Work, message: Message) -> str:
-        return message.conversation_id if work.entry is None else work.entry.conversation_id
-
-    def _asks(self, work: _Work) -> None:
-        """Its answers are read again by a next owner; of one that is in the journal they are in the journal."""
-        if work.entry is None and not work.asked:
-            work.asked = True
-            work.assignment.asks(work.offset)
-
-    def _wait(self, work: _Work, waits: bool) -> None:
+    def _wait(self, work: Work, waits: bool) -> None:
         """A handler begins to wait, or goes on: meanwhile it holds no room."""
         if waits:
             self._waiting += 1
@@ -321,66 +281,9 @@ class Inbox:
             if self._waiting == self._max_waiting - 1:
                 self._room.freed()
 
-    def _await(self, partition: int, ownership: Ownership) -> Waiting:
-        def late(conversation: str, question: str, name: str) -> None:
-            asked = name.rpartition(" ")[2]
-            self._outputs.send(self._outputs.late(self.agent.name, partition, conversation, question, asked))
-
-        return Waiting(
-            ownership,
-            clock=self._clock,
-            encode=self._outputs.encode,
-            late=late,
-            hand=self._answers.hand,
-            broken=self._broken,
-        )
-
-    async def _suspend(self, work: _Work, message: Message) -> None:
-        """Its handler has waited for long: keep what it needs in the journal, and let it go."""
-        steps, assignment = work.steps, work.assignment
-        if steps is None or not assignment.open or (waits := steps.freeze()) is None:
-            return
-        conversation_id = self._conversation(work, message)
-        fields = {
-            "offset": work.offset,
-            "message_id": message.message_id,
-            "record": kept(work.record, self._settings.max_message_bytes) if work.entry is None else None,
-            "waits": [wait._asdict() for wait in waits],
-        }
-        try:
-            for answer in steps.in_hand.values():
-                step = step_of_answer(answer, self._outputs.encode(answer))
-                await self._record(work, message, step, time.time_ns() // 1_000_000)
-            await assignment.ownership.write("suspend", fields, conversation_id=conversation_id)
-        except NotOwner as error:
-            steps.give_up(error)
-            return
-        except Exception as error:  # noqa: BLE001 - a send that failed
-            self._broken(error)
-            return
-        entry = assignment.entries[work.offset]
-        for wait in waits:
-            if wait.kind == "answer":
-                self._answers.forget(wait.about)
-        if assignment.waiting is not None:
-            assignment.waiting.watch(entry)
-        if work.entry is None:
-            self._done(work)
-        if work.asked:
-            work.assignment.asked(work.offset)
-        steps.give_up(Suspended())
-
-    def _noticed(self, assignment: Assignment, entry: Entry, record: Mapping[str, Any]) -> None:
-        """The journal says something that lets a message go on."""
-        steps = assignment.steps.get(entry.offset)
-        if steps is None:
-            self._consider(assignment, entry.conversation_id)
-        elif record["kind"] in DECISIONS:
-            steps.decide(record)
-
     # -- one message ----------------------------------------------------------------------------------------------
 
-    async def _handle(self, work: _Work) -> None:
+    async def _handle(self, work: Work) -> None:
         try:
             if not work.assignment.open:
                 return
@@ -403,11 +306,11 @@ class Inbox:
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
                 replay.ended(work.entry)
 
-    def _left(self, work: _Work) -> bool:
+    def _left(self, work: Work) -> bool:
         """Whether its message is left to the next owner."""
         return self.lanes.told_to_end() or (work.steps is not None and work.steps.suspended)
 
-    async def _arrival(self, work: _Work) -> None:
+    async def _arrival(self, work: Work) -> None:
         """A record from the inbox has its turn."""
         assignment = work.assignment
         offset = work.offset
@@ -458,7 +361,7 @@ class Inbox:
         assignment.dedup.finished(identity, offset)
         self._done(work)
 
-    async def _from_journal(self, work: _Work, entry: Entry) -> None:
+    async def _from_journal(self, work: Work, entry: Entry) -> None:
         """One that was parked, held or completed has its turn."""
         assignment = work.assignment
         conversation = assignment.view.get(entry.conversation_id)
@@ -486,7 +389,7 @@ class Inbox:
             await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
             return
         if work.recorded or entry.state == "waiting":
-            self._open_steps(work, message)
+            self._suspending.steps(work, message)
         outputs = await self._attempts.run(work, message, partial(self._context, work, message))
         if not isinstance(outputs, list):
             await self._give_up(work, message, outputs)
@@ -494,24 +397,24 @@ class Inbox:
         await self._complete(work, message, outputs)
         self._sent(work, entry, identity)
 
-    async def _load(self, work: _Work, entry: Entry, message: Message) -> None:
+    async def _load(self, work: Work, entry: Entry, message: Message) -> None:
         """Its handler ran before, and recorded steps."""
         found = await work.assignment.ownership.payloads([entry])
         work.recorded = [found[place] for _, place in entry.steps or () if place in found]
-        self._open_steps(work, message)
+        self._suspending.steps(work, message)
 
-    async def _forget(self, work: _Work) -> None:
+    async def _forget(self, work: Work) -> None:
         """It came to an end without its handler: what the journal has of its steps is over."""
         if work.entry is None and work.assignment.entries and (entry := work.assignment.entries.get(work.offset)):
             fields = {"offset": entry.offset, "message_id": entry.message_id}
             await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
 
-    def _sent(self, work: _Work, entry: Entry, identity: str) -> None:
+    def _sent(self, work: Work, entry: Entry, identity: str) -> None:
         """Its completion is in the journal, and its outputs are on their way."""
         work.assignment.ownership.view.sent(entry)
         work.assignment.dedup.finished(identity, entry.offset)
 
-    async def _complete(self, work: _Work, message: Message, outputs: Sequence[Output]) -> None:
+    async def _complete(self, work: Work, message: Message, outputs: Sequence[Output]) -> None:
         """Record what the handler said, and then say it."""
         ownership = work.assignment.ownership
         fields = {
@@ -519,14 +422,13 @@ class Inbox:
             "message_id": message.message_id,
             "outputs": [output.record() for output in outputs],
         }
-        conversation_id = message.conversation_id if work.entry is None else work.entry.conversation_id
-        await ownership.write("done", fields, conversation_id=conversation_id)
+        await ownership.write("done", fields, conversation_id=work.conversation(message))
         for output in outputs:
             self._outputs.send(output)
         if work.entry is None:
             ownership.view.sent(ownership.view.entries[work.offset])
 
-    async def _hold(self, work: _Work, message: Message) -> None:
+    async def _hold(self, work: Work, message: Message) -> None:
         """Its conversation waits: keep it in the journal, in order, and release its offset."""
         fields = {
             "offset": work.offset,
@@ -541,11 +443,11 @@ class Inbox:
         if (replay := self._replays.get(assignment)) is not None:
             replay.consider(conversation_id)
 
-    async def _fetch(self, work: _Work) -> bool:
+    async def _fetch(self, work: Work) -> bool:
         """Get a message from the inbox that was too large for the journal; False: retention has taken it."""
         assert work.entry is not None
         tp, offset = work.tp, work.entry.offset
-        if await self._picked(work, offset):
+        if await self._pick(work):
             return True
         error = RecordError(
             f"{tp.topic}[{tp.partition}]@{offset}, message {work.entry.message_id} of conversation"
@@ -553,31 +455,31 @@ class Inbox:
             cause="lost",
             fix="raise the retention of the inbox, or redrive sooner: what is too large for the journal is only there",
         )
-        await self._bury(work, None, "lost", error, attempts=0)
+        await self._burial.bury(work, None, "lost", error, attempts=0)
         return False
 
-    async def _picked(self, work: _Work, offset: int) -> bool:
-        found = await asyncio.to_thread(self._journal.spans.pick, work.tp.topic, work.tp.partition, [offset])
-        work.record = found.get(offset, work.record)
-        return offset in found
+    async def _pick(self, work: Work) -> bool:
+        found = await asyncio.to_thread(self._journal.spans.pick, work.tp.topic, work.tp.partition, [work.offset])
+        work.record = found.get(work.offset, work.record)
+        return work.offset in found
 
-    async def _read(self, work: _Work) -> Message | None:
+    async def _read(self, work: Work) -> Message | None:
         """Decode the record; None: it became a dead letter."""
         record = work.record
         while True:
             try:
                 return work.message or self._decode(record)
             except RecordError as error:
-                await self._bury(work, None, error.cause, error, attempts=0)
+                await self._burial.bury(work, None, error.cause, error, attempts=0)
                 return None
             except SchemaError as error:  # not the record's fault: it must not become a dead letter
                 log.warning("%s [%d] offset %d waits: %s", record.topic(), work.tp.partition, record.offset(), error)
                 await asyncio.sleep(REGISTRY_RETRY_S)
 
-    async def _fit(self, work: _Work, message: Message) -> bool:
+    async def _fit(self, work: Work, message: Message) -> bool:
         """Whether the message can be handled; one that can't became a dead letter."""
         if error := expired(message, self.agent.name, self._clock):
-            await self._bury(work, message, "expired", error, attempts=0)
+            await self._burial.bury(work, message, "expired", error, attempts=0)
             return False
         place = message.record["reply_to"]
         if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
@@ -588,16 +490,16 @@ class Inbox:
                 fix="correct reply_to, or leave it out: the answer then goes to `replies`",
             )
             message.record["reply_to"] = None  # whoever reads `replies` is told
-            await self._bury(work, message, "invalid", error, attempts=0)
+            await self._burial.bury(work, message, "invalid", error, attempts=0)
             return False
         return True
 
-    async def _give_up(self, work: _Work, message: Message, failed: Failed | None) -> None:
+    async def _give_up(self, work: Work, message: Message, failed: Failed | None) -> None:
         """The handler failed for good; None: its message is the next owner's to handle."""
         if failed is not None:
-            await self._bury(work, message, failed.cause, failed.error, attempts=failed.attempts, ctx=failed.ctx)
+            await self._burial.bury(work, message, failed.cause, failed.error, attempts=failed.attempts, ctx=failed.ctx)
 
-    def _context(self, work: _Work, message: Message, attempt: int) -> Context:
+    def _context(self, work: Work, message: Message, attempt: int) -> Context:
         entry = work.entry
         again = f"/{entry.park}" if entry is not None and entry.park >= 0 else ""
         if work.steps is not None:
@@ -610,79 +512,12 @@ class Inbox:
             self._answers,
             work.tp.partition,
             work.steps,
-            self._open_steps,
+            self._suspending.steps,
             work,
             again,
             attempt,
         )
 
-    def _done(self, work: _Work) -> None:
+    def _done(self, work: Work) -> None:
         if work.assignment.open:
             self._finish(work.tp, work.offset)
-
-    async def _bury(
-        self,
-        work: _Work,
-        message: Message | None,
-        cause: str,
-        error: BaseException,
-        *,
-        attempts: int,
-        ctx: Context | None = None,
-    ) -> None:
-        """A dead letter; and where the handler failed, the conversation waits from now on."""
-        if not work.assignment.open:
-            return
-        entry, ownership = work.entry, work.assignment.ownership
-        death = Death.by(error, cause, attempts)
-        if message is not None and cause in _PARKED:
-            # Before the letter: one who is not the owner any more must not write one.
-            fields = {
-                "offset": work.offset,
-                "message_id": message.message_id,
-                "cause": cause,
-                "record": kept(work.record, self._settings.max_message_bytes),
-                "detail": death.detail(),
-            }
-            conversation_id = message.conversation_id if entry is None else entry.conversation_id
-            await ownership.write("park", fields, conversation_id=conversation_id)
-            self._say_dead(work, message, death, ctx)
-            ownership.view.told(ownership.view.entries[work.offset])
-        else:
-            self._say_dead(work, message, death, ctx)
-            if entry is not None:  # whoever is to find nothing in the journal must find the letter
-                await self._outputs.producer.delivered()
-                fields = {"offset": entry.offset, "message_id": entry.message_id}
-                await ownership.write("drop", fields, conversation_id=entry.conversation_id)
-            else:
-                await self._forget(work)
-        if entry is None:
-            self._done(work)
-
-    def _say_dead(self, work: _Work, message: Message | None, death: Death, ctx: Context | None) -> None:
-        """Its letter, and the answer to who asked."""
-        self._dead_letters.add(self.agent.name, work.record, message, death)
-        if message is not None and message.type != "event":
-            ctx = ctx or self._context(work, message, attempt=0)
-            if not ctx.reply_sent:
-                ctx.send_error(death.error, death.cause)
-
-    async def _tell(self, assignment: Assignment, untold: Sequence[Entry]) -> None:
-        """Write the letters of what was parked by a worker that perhaps did not live to do so."""
-        try:
-            payloads = await assignment.ownership.payloads(untold)
-            for entry in untold:
-                found = payloads.get(entry.park)
-                if found is None or entry.at != entry.park or not assignment.open:
-                    continue  # it was run again meanwhile, or it is another's
-                work = self._restored(assignment, entry, found["record"])
-                if work.record.value() is None and not await self._picked(work, entry.offset):
-                    continue
-                try:
-                    message = self._decode(work.record)
-                except (RecordError, SchemaError):  # it was decoded when it was parked: not so by this release
-                    message = None
-                self._say_dead(work, message, Death.restored(found["cause"], found["detail"]), None)
-                assignment.ownership.view.told(entry)
-        except Exception as error:  # noqa: BLE001 - whatever it was, they must not go without
-            self._broken(error)

@@ -36,7 +36,7 @@ State = Literal["parked", "passed", "redriving", "dropping", "settled"]
 OPEN: Final = frozenset({"parked", "passed"})
 
 #: Causes of letters whose message is parked; all others pass.
-PARKS: Final = frozenset({"failed", "timeout"})
+PARKS: Final = frozenset({"failed", "timeout", "changed-code"})
 
 #: Of an error's text; the letter itself has all of it.
 ERROR_MAX: Final = 300

@@ -1,0 +1,64 @@
+"""The work on one message in one worker: what its way from lane to commit gate carries along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import confluent_kafka
+from faust.types import TP
+
+from llmagentos.agents.assignment import Assignment
+from llmagentos.agents.steps import Steps
+from llmagentos.streams.journal import Entry
+from llmagentos.streams.message import Message
+from llmagentos.streams.ownership import restored
+
+__all__ = ["Work"]
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One message that is in a lane.
+
+    Attributes:
+        tp, assignment: where it is from.
+        size: of its record, bytes.
+        message: where it was decoded to find its lane.
+        steps: of its handler, where it has some.
+        asked: its handler asked, and the position in the answers waits for it.
+        entry: of one that comes from the journal.
+        outputs: of one that was completed already, as the journal has them.
+        recorded: the journal records of its steps.
+    """
+
+    record: confluent_kafka.Message
+    tp: TP
+    assignment: Assignment
+    size: int
+    message: Message | None = None
+    steps: Steps | None = None
+    asked: bool = False
+    entry: Entry | None = None
+    outputs: Sequence[Mapping[str, Any]] = ()
+    recorded: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def offset(self) -> int:
+        return self.record.offset() or 0
+
+    def conversation(self, message: Message) -> str:
+        """The conversation as the journal calls it."""
+        return message.conversation_id if self.entry is None else self.entry.conversation_id
+
+    @classmethod
+    def restored(cls, assignment: Assignment, entry: Entry, record: Mapping[str, Any] | None) -> Work:
+        """That of a message in the journal.
+
+        Args:
+            record: as the journal keeps it; None: it was too large for that, so that it is still to be had.
+        """
+        kept = record or {"key": entry.conversation_id.encode(), "value": None, "headers": [], "timestamp": -1}
+        message = restored(kept, assignment.tp.topic, assignment.tp.partition, entry.offset)
+        return cls(message, assignment.tp, assignment, len(message), entry=entry)
