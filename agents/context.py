@@ -304,7 +304,7 @@ class Context:
 
     async def _sleep(self, identity: Identity, seconds: float) -> None:
         steps = self._opened()
-        recorded = steps.meet(identity)
+        recorded = await steps.meet(identity)
         if recorded is None:
             await steps.new(identity)
             recorded = await steps.record(identity, "timer", due=self._after(seconds))
@@ -327,7 +327,7 @@ class Context:
 
     async def _approve(self, identity: Identity, what: str, timeout: float | None) -> Approval:
         steps = self._opened()
-        recorded = steps.meet(identity)
+        recorded = await steps.meet(identity)
         if recorded is None:
             await steps.new(identity)
             due = 0 if timeout is None else self._after(timeout)
@@ -435,6 +435,7 @@ class Context:
         attributes: Mapping[str, str] | None,
     ) -> Any:
         steps, outputs = self._opened(), self._outputs
+        await steps.alive()
         await outputs.check_inbox(agent)
         name = f"{identity[0]}#{identity[1]}{self._again}"
         question = question_id(self.message.message_id, self.agent, name, max(0, self.message.offset))

@@ -90,7 +90,7 @@ _add(datetime.timedelta, "timedelta", datetime.timedelta.total_seconds, lambda s
 _add(uuid.UUID, "uuid", str, uuid.UUID)
 _add(decimal.Decimal, "decimal", str, decimal.Decimal)
 _add(bytes, "bytes", lambda raw: base64.b64encode(raw).decode(), base64.b64decode)
-_add(Message, "message", lambda message: _lower(message.record, 0), lambda record: Message(record))
+_add(Message, "message", lambda message: message.record, Message)
 
 
 def encode_result(value: object) -> tuple[bytes, str]:
@@ -110,13 +110,18 @@ def decode_result(body: bytes, content_type: str) -> Any:
     """The value that :func:`encode_result` made *body* of.
 
     Raises:
-        ResultError: it is of a type that this process doesn't know.
+        ResultError: it is of a type that this process doesn't know, or knows otherwise.
     """
-    if content_type == TEXT:
-        return body.decode()
-    if content_type == BYTES:
-        return body
-    return _restore(orjson.loads(body))
+    try:
+        if content_type == TEXT:
+            return body.decode()
+        return body if content_type == BYTES else _restore(orjson.loads(body))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # orjson's and Pydantic's are ValueErrors
+        raise ResultError(
+            f"a recorded result of {len(body):,} bytes can't be read as {content_type}: {error}",
+            kept="the result, in the journal",
+            fix="deploy code whose result types take what was recorded",
+        ) from error
 
 
 def _lower(value: Any, depth: int, where: str = "the result") -> Any:
@@ -145,7 +150,7 @@ def _lower(value: Any, depth: int, where: str = "the result") -> Any:
             f"{where} is {_shown(value)} of type {kind.__module__}.{kind.__qualname__}, which can't be recorded",
             fix="let the step return text, numbers, lists and mappings, or register its class with @result_type",
         )
-    return {_MARK: [known.name, known.lower(value)]}
+    return {_MARK: [known.name, _lower(known.lower(value), depth + 1, where)]}
 
 
 def _lower_mapping(value: dict[Any, Any], depth: int, where: str) -> dict[str, Any]:
@@ -177,7 +182,7 @@ def _restore(value: Any) -> Any:
             kept="the result, in the journal",
             fix=f'deploy code that has @result_type("{name}")',
         )
-    return known.restore(_restore(inner) if name == "message" else inner)
+    return known.restore(_restore(inner))
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.results import decode_result, encode_result
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
@@ -37,6 +38,9 @@ Identity = tuple[str, int]
 #: changed code: what they do in between is no step, so it should be quick.
 PATIENCE_S: Final = 2.0
 LOOK_S: Final = 0.01
+
+#: Of an error's text that is a step's result: some pages, as errors of HTTP clients like to hold whole answers.
+ERROR_MAX: Final = 10_000
 
 #: Names of steps that are the engine's begin so.
 RESERVED: Final = "ctx."
@@ -61,6 +65,7 @@ class Recorded(NamedTuple):
     body: bytes
     content_type: str
     at: int
+    blob: str = ""
 
 
 class Steps:
@@ -69,6 +74,7 @@ class Steps:
     Args:
         record: writes a step to the journal, and returns when it counts.
         decode: an answer from its bytes.
+        blobs: where results are that a journal record has no room for.
         asks: told that the handler is about to ask.
         waits: told when the handler begins (True) and ends (False) to wait for something.
         suspend: told that it has waited for long, and may be suspended.
@@ -91,6 +97,7 @@ class Steps:
         *,
         record: Callable[[Mapping[str, Any], int], Awaitable[None]],
         decode: Callable[[bytes], Message],
+        blobs: Blobs,
         asks: Callable[[], None],
         waits: Callable[[bool], None],
         suspend: Callable[[], None],
@@ -101,6 +108,7 @@ class Steps:
         self._clock = clock
         self._record = record
         self._decode = decode
+        self._blobs = blobs
         self.asks = asks
         self._waits = waits
         self._suspend = suspend
@@ -128,10 +136,16 @@ class Steps:
             if step["outcome"] == "answer":
                 self.answers.setdefault(step["about"], self._decode(step["body"]))
                 continue
-            self._take(
-                (step["name"], step["number"]),
-                Recorded(step["outcome"], step["about"], step["due"], step["body"], step["content_type"], record["at"]),
+            recorded = Recorded(
+                step["outcome"],
+                step["about"],
+                step["due"],
+                step["body"],
+                step["content_type"],
+                record["at"],
+                step["blob"],
             )
+            self._take((step["name"], step["number"]), recorded)
 
     def _take(self, identity: Identity, recorded: Recorded) -> None:
         known = self.found.get(identity)
@@ -179,8 +193,6 @@ class Steps:
         Raises:
             StepError: another task of the handler is at a step of this name: which comes first is chance.
         """
-        if self._ended is not None:
-            raise self._ended
         task = asyncio.current_task()
         other = self._callers.get(name)
         if other is not None and other is not task and not other.done():
@@ -199,8 +211,18 @@ class Steps:
         """The idempotency key of a step: the same on every run."""
         return child_id(self._message.message_id, self._agent, f"step/{identity[0]}#{identity[1]}")
 
-    def meet(self, identity: Identity) -> Recorded | None:
-        """What is recorded of a step that the run comes by."""
+    async def alive(self) -> None:
+        """Raise what ended this run, if it is over.
+
+        Not at once: a handler that swallows it and tries again in a loop must not keep the worker from all else.
+        """
+        if self._ended is not None:
+            await asyncio.sleep(LOOK_S)
+            raise self._ended
+
+    async def meet(self, identity: Identity) -> Recorded | None:
+        """What is recorded of a step that the run comes by; raises what :meth:`alive` does."""
+        await self.alive()
         self._known.discard(identity)
         recorded = self.found.get(identity)
         if recorded is not None:
@@ -246,6 +268,7 @@ class Steps:
         due: int = 0,
         attempts: int = 1,
         took_s: float = 0.0,
+        blob: str = "",
     ) -> Recorded:
         """Write to the journal how a step stands; returns when that counts.
 
@@ -265,16 +288,17 @@ class Steps:
             "content_type": content_type,
             "type": "",
             "body": body,
-            "blob": "",
+            "blob": blob,
         }
         await self._record(step, at)
-        recorded = Recorded(outcome, about, due, body, content_type, at)
+        recorded = Recorded(outcome, about, due, body, content_type, at, blob)
         self._take(identity, recorded)
         self.time = max(self.time, at)
         return self.found[identity]
 
     async def mark(self, name: str) -> bool:
         """Whether the run takes the way of the code that is marked so: not where it is past that already."""
+        await self.alive()
         identity = (f"{RESERVED}version {name}", 0)
         if identity in self.found:
             return True
@@ -300,9 +324,9 @@ class Steps:
             StepFailed: it ended by one of *errors*. StepUnknown: it was begun, and may not be run again.
             ResultError: the result can't be recorded. TimeoutError: it took too long, with all retries.
         """
-        recorded = self.meet(identity)
+        recorded = await self.meet(identity)
         if recorded is not None and recorded.outcome in _ENDS:
-            return self._given(identity, recorded)
+            return self._given(identity, recorded, await self._body(identity, recorded))
         if recorded is not None:
             raise self._unknown(identity)
         await self.new(identity)
@@ -313,10 +337,37 @@ class Steps:
             outcome, body, content_type, attempts, took_s = await self._do(
                 identity, call, timeout_s, retries, backoff_s, errors
             )
-            recorded = await self.record(identity, outcome, body, content_type, attempts=attempts, took_s=took_s)
+            blob = await self._kept(identity, body)
+            recorded = await self.record(
+                identity, outcome, b"" if blob else body, content_type, attempts=attempts, took_s=took_s, blob=blob
+            )
         finally:
             self._set_running(-1)
-        return self._given(identity, recorded)
+        return self._given(identity, recorded, body)
+
+    async def _kept(self, identity: Identity, body: bytes) -> str:
+        try:
+            return await self._blobs.keep(body)
+        except ResultError as error:
+            raise self._no_result(identity, error) from error
+
+    async def _body(self, identity: Identity, recorded: Recorded) -> bytes:
+        if not recorded.blob:
+            return recorded.body
+        try:
+            return await self._blobs.read(recorded.blob)
+        except ResultError as error:
+            raise self._no_result(identity, error) from error
+
+    def _no_result(self, identity: Identity, error: ResultError) -> ResultError:
+        """*error* with where it was."""
+        message = self._message
+        return ResultError(
+            f"{_named(identity)} of agent {self._agent!r}, message {message.message_id} of conversation"
+            f" {message.conversation_id}: {error.what}",
+            kept=error.kept,
+            fix=error.fix,
+        )
 
     async def _do(
         self,
@@ -333,9 +384,7 @@ class Steps:
             try:
                 value = await self._limited(identity, call, timeout_s)
             except errors as error:
-                said = orjson.dumps(
-                    {"kind": type(error).__name__, "text": str(error).encode(errors="replace").decode()}
-                )
+                said = orjson.dumps({"kind": type(error).__name__, "text": _said(error)})
                 return "error", said, "application/json", attempt + 1, time.monotonic() - started
             except Exception:
                 if attempt >= retries:
@@ -346,7 +395,7 @@ class Steps:
             try:
                 body, content_type = encode_result(value)
             except ResultError as error:
-                raise ResultError(f"{_named(identity)} of agent {self._agent!r}: {error.what}", fix=error.fix) from None
+                raise self._no_result(identity, error) from None
             return "result", body, content_type, attempt + 1, time.monotonic() - started
 
     async def _limited(self, identity: Identity, call: Callable[[], Any], timeout_s: float | None) -> Any:
@@ -361,11 +410,14 @@ class Steps:
                 raise
             raise TimeoutError(f"{_named(identity)} took longer than its timeout of {timeout_s:g} s") from None
 
-    def _given(self, identity: Identity, recorded: Recorded) -> Any:
+    def _given(self, identity: Identity, recorded: Recorded, body: bytes) -> Any:
         if recorded.outcome == "error":
-            said = orjson.loads(recorded.body)
+            said = orjson.loads(body)
             raise StepFailed(f"{_named(identity)} failed by {said['kind']}: {said['text']}", kind=said["kind"])
-        return decode_result(recorded.body, recorded.content_type)
+        try:
+            return decode_result(body, recorded.content_type)
+        except ResultError as error:
+            raise self._no_result(identity, error) from error
 
     def _unknown(self, identity: Identity) -> StepUnknown:
         key = self.key(identity)
@@ -437,6 +489,15 @@ class Steps:
             raise self._ended
         if self._frozen is not None:
             await asyncio.shield(self._frozen)
+
+
+def _said(error: BaseException) -> str:
+    """What *error* says, as far as it can be kept."""
+    try:
+        text = str(error)
+    except Exception as failed:  # noqa: BLE001 - the error is another's
+        text = f"<{type(failed).__name__} in its text>"
+    return text[:ERROR_MAX].encode(errors="replace").decode()
 
 
 def _named(identity: Identity) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import Assignment
+from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.steps import Steps, Suspended
 from llmagentos.agents.waiting import Waiting, step_of_answer
@@ -52,6 +53,7 @@ class Suspending:
         self._outputs = outputs
         self._answers = answers
         self._settings = outputs.settings
+        self._blobs = Blobs(outputs.settings)
         self._waits = waits
         self._done = done
         self._consider = consider
@@ -67,6 +69,7 @@ class Suspending:
                 self._outputs.clock,
                 record=partial(self._record, work, message),
                 decode=self._answers.decode,
+                blobs=self._blobs,
                 asks=partial(self._asks, work),
                 waits=partial(self._waits, work),
                 suspend=lambda: self._spawn(self._suspend(work, message)),

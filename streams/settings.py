@@ -101,6 +101,13 @@ class Settings(BaseSettings):
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."
     )
 
+    blobs: str = Field(
+        "",
+        description="Where results of steps go that are too large for a journal record, as an fsspec URL (`s3://...`);"
+        " empty: for a local node the folder `blobs` in `home`, else nowhere.",
+    )
+    max_result_bytes: int = Field(32 * 1024 * 1024, ge=1_024, description="Largest result of a step.")
+
     faults: str = Field(
         "", description="Faults on purpose, for tests: `fail=0.01,delay=0.1:250ms`; see docs/howto/faults.md."
     )
