@@ -12,12 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from llmagentos.streams.breaker import Breaker, reason_of
 
 __all__ = ["Pausing", "Told"]
 
 log = logging.getLogger(__name__)
+
+
+_Waiter = tuple[Any, asyncio.Future[int | None]]
 
 
 class Told(Protocol):
@@ -43,7 +47,10 @@ class Pausing:
         self._said = "closed"
         self._since = 0.0
         self._kept: set[str] = set()  # conversations whose message would have been parked
-        self._waiters: deque[tuple[Any, asyncio.Future[int | None]]] = deque()
+        # Those that failed for the reason of the pause come behind the others: what never was tried tells more.
+        self._waiters: deque[_Waiter] = deque()
+        self._failed: deque[_Waiter] = deque()
+        self._kept_in: WeakSet[asyncio.Task[Any]] = WeakSet()  # tasks whose message was kept a moment ago
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -55,60 +62,68 @@ class Pausing:
     @property
     def waiting(self) -> int:
         """How many messages wait for their turn."""
-        return len(self._waiters)
+        return len(self._waiters) + len(self._failed)
 
     def admit(self) -> int | None:
         """A turn for a handler that may run at once; None: it must wait for :meth:`turn`."""
-        return self._breaker.admit() if not self._waiters else None
+        return self._breaker.admit() if not self._waiters and not self._failed else None
 
     async def turn(self, work: object) -> int | None:
         """Wait until the handler of *work* may run; None: it may not, see :meth:`release`."""
         granted: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         entry = (work, granted)
-        self._waiters.append(entry)
+        task = asyncio.current_task()
+        assert task is not None
+        waiters = self._failed if task in self._kept_in else self._waiters
+        self._kept_in.discard(task)
+        waiters.append(entry)
         self._wake()
         try:
             return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and (turn := granted.result()) is not None:
                 self.abandoned(turn)
-            elif entry in self._waiters:
-                self._waiters.remove(entry)
+            elif entry in waiters:
+                waiters.remove(entry)
             raise
 
     def release(self, unwanted: Callable[[Any], bool]) -> None:
         """Send all waiting work that is *unwanted* away without a turn."""
-        kept: deque[tuple[Any, asyncio.Future[int | None]]] = deque()
-        for work, granted in self._waiters:
-            if not unwanted(work):
-                kept.append((work, granted))
-            elif not granted.done():
-                granted.set_result(None)
-        self._waiters = kept
+        for waiters in (self._waiters, self._failed):
+            entries = list(waiters)
+            waiters.clear()
+            for work, granted in entries:
+                if not unwanted(work):
+                    waiters.append((work, granted))
+                elif not granted.done():
+                    granted.set_result(None)
 
     def succeeded(self, turn: int) -> None:
         """The handler of *turn* ended well."""
         self._breaker.succeeded(turn)
-        if self._waiters:
+        if self.waiting:
             self._wake()
 
     def failed(self, turn: int, error: BaseException, conversation: str, *, final: bool) -> bool:
         """The handler of *turn* failed; *final*: after all its retries.
 
         Returns:
-            Whether its message is to wait for another turn, in place of what would be done with it otherwise.
+            Whether its message is to wait for another turn, in place of what would be done with it otherwise; then
+            the same task calls :meth:`turn` next.
         """
         kept = self._breaker.failed(turn, reason_of(error), conversation, final=final)
+        if kept and (task := asyncio.current_task()) is not None:
+            self._kept_in.add(task)
         if kept and final:
             self._kept.add(conversation)
-        if self._waiters:
+        if self.waiting:
             self._wake()
         return kept
 
     def abandoned(self, turn: int) -> None:
         """The handler of *turn* was stopped, or failed by no fault of what it depends on."""
         self._breaker.abandoned(turn)
-        if self._waiters:
+        if self.waiting:
             self._wake()
 
     def stop(self) -> None:
@@ -120,13 +135,13 @@ class Pausing:
     def _wake(self) -> None:
         """Give turns to those who wait, as far as there are any; look again when the pause is over."""
         self.stop()
-        while self._waiters and (turn := self._breaker.admit()) is not None:
-            _, granted = self._waiters.popleft()
+        while self.waiting and (turn := self._breaker.admit()) is not None:
+            _, granted = (self._waiters or self._failed).popleft()
             if granted.done():  # cancelled
                 self._breaker.abandoned(turn)
             else:
                 granted.set_result(turn)
-        if self._waiters:
+        if self.waiting:
             self._timer = asyncio.get_running_loop().call_later(self._breaker.wait_s() + 0.001, self._wake)
 
     def _changed(self) -> None:

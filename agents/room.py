@@ -37,10 +37,11 @@ class Room:
         holders: the partitions that share it.
     """
 
-    __slots__ = ("_bound", "_counted_at", "_full", "_kept", "freed", "holders", "messages", "size")
+    __slots__ = ("_bound", "_counted_at", "_full", "_kept", "_size_bound", "freed", "holders", "messages", "size")
 
     def __init__(self, messages: int, size: int, freed: Callable[[], None]) -> None:
         self._bound = messages
+        self._size_bound = size
         self._counted_at = -1  # for how much room left was counted what is kept
         self._kept = 0
         self.holders: set[Holder] = set()
@@ -84,59 +85,68 @@ class Room:
             self._full = False
             self.freed()
 
+    def move(self, messages: int, size: int) -> None:
+        """So much goes elsewhere, or, below zero, comes from there."""
+        self.messages += messages
+        self.size += size
+
+    def like(self, holders: set[Holder]) -> Room:
+        """One with the same bounds, empty, for *holders* alone."""
+        room = Room(self._bound, self._size_bound, self.freed)
+        room.holders = holders
+        return room
+
 
 class Share:
-    """One inbox's part of a room. An inbox that is paused steps aside: what it holds is no other's loss then.
+    """One inbox's part of a room. An inbox that is paused steps aside, into as large a room of its own.
 
-    So a worker holds at most as much as its room for each of its paused agents, and as much again for all others.
+    What it holds is no other's loss then. It goes on taking: where all that it holds fails, only what comes later can
+    show that the pause may end. So a worker holds at most as much as its room for each of its paused agents, and as
+    much again for all others.
     """
 
-    __slots__ = ("_aside", "_room", "messages", "size")
+    __slots__ = ("_common", "_holders", "_room", "messages", "size")
 
     def __init__(self, room: Room) -> None:
+        self._common = room
         self._room = room
-        self._aside = False
+        self._holders: set[Holder] = set()
         self.messages = 0
         self.size = 0
 
     def left(self, holder: Holder | None = None) -> int:
         """How many more messages this inbox may take, into the partition *holder*."""
-        if self._aside:
-            return 0 if self.messages else 1  # one that tries whether the pause may end
         return self._room.left(holder)
 
     def join(self, holder: Holder) -> None:
         """A partition of this inbox takes messages from now on."""
-        self._room.holders.add(holder)
+        self._holders.add(holder)
+        self._common.holders.add(holder)
 
     def leave(self, holder: Holder) -> None:
         """It takes no more."""
-        self._room.holders.discard(holder)
+        self._holders.discard(holder)
+        self._common.holders.discard(holder)
 
     def take(self, size: int) -> None:
         """As :meth:`Room.take`."""
         self.messages += 1
         self.size += size
-        if not self._aside:
-            self._room.take(size)
+        self._room.take(size)
 
     def give(self, size: int) -> None:
         """As :meth:`Room.give`."""
         self.messages -= 1
         self.size -= size
-        if not self._aside:
-            self._room.give(size)
-        elif not self.messages:
-            self._room.freed()
+        self._room.give(size)
 
     def freed(self) -> None:
         """There is room again for another reason than a message's end."""
-        self._room.freed()
+        self._common.freed()
 
     def step_aside(self, aside: bool) -> None:
         """Leave the room to others, or come back to it, with all that is held."""
-        self._aside = aside
-        sign = 1 if aside else -1
-        self._room.messages += sign * self.messages
-        self._room.size += sign * self.size
-        self._room.freed()
+        self._room.move(self.messages, self.size)
+        self._room = self._common.like(self._holders) if aside else self._common
+        self._room.move(-self.messages, -self.size)
+        self._common.freed()

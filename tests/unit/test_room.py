@@ -75,12 +75,12 @@ def test_one_that_left_keeps_nothing() -> None:
     assert worker.take(worker.partitions[0]) == 1_000
 
 
-def test_a_paused_inbox_leaves_its_room_to_others_and_takes_no_more() -> None:
+def test_a_paused_inbox_leaves_its_room_to_others() -> None:
     worker = Worker(100, 1)
     worker.take(worker.partitions[0])
     worker.share.step_aside(True)
     assert worker.room.messages == 100
-    assert worker.share.left(worker.partitions[0]) == 0
+    assert worker.share.left(worker.partitions[0]) == 0, "it holds as much as it may"
     other = Share(worker.room)
     assert other.left() == 100
     other.take(1)
@@ -92,14 +92,19 @@ def test_a_paused_inbox_leaves_its_room_to_others_and_takes_no_more() -> None:
     assert worker.room.messages == 99
 
 
-def test_a_paused_inbox_with_nothing_left_takes_one_to_try() -> None:
-    worker = Worker(100, 1)
-    worker.take(worker.partitions[0], 1)
+def test_a_paused_inbox_goes_on_taking_in_a_room_of_its_own() -> None:
+    worker = Worker(1_000, 8)
+    failing, other, *_ = worker.partitions
+    worker.take(failing, 5)
     worker.share.step_aside(True)
+    assert worker.take(failing) == 1_000 - 7 * (1_000 // RESERVED // 8) - 5, "it keeps no other partition's part"
+    assert worker.take(other, 10) == 10
+    assert worker.share.left(failing) == 0
     wakes = worker.wakes
-    worker.finish(worker.partitions[0])
-    assert worker.wakes == wakes + 1
-    assert worker.share.left(worker.partitions[0]) == 1
+    worker.finish(failing)
+    assert worker.wakes == wakes + 1, "whoever waited is told"
+    assert worker.share.left(failing) == 1
+    assert worker.room.messages == 1_000, "no other agent's"
 
 
 @given(
