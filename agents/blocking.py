@@ -189,7 +189,7 @@ class Threads:
 def _call(function: Function, message: Message, ctx: Any) -> Any:
     try:
         return function(message, ctx)
-    except StopIteration as error:  # which a future can't carry
+    except (StopIteration, GeneratorExit) as error:  # a future can't carry the one, and the other closes who awaits it
         raise RuntimeError(f"handler {_named(function)} raised {error!r}") from error
 
 

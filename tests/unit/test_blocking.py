@@ -125,17 +125,18 @@ async def test_threads_run_side_by_side() -> None:
     await together.close()
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), StopIteration("no"), SystemExit("no")])
+@pytest.mark.parametrize("error", [ValueError("no"), StopIteration("no"), GeneratorExit("no"), SystemExit("no")])
 async def test_an_exception_comes_out_of_a_thread_with_its_traceback(error: BaseException) -> None:
     @agent("raiser", blocking="thread")
     def raiser(message: Message, ctx: Any) -> None:
         raise error
 
-    with pytest.raises(RuntimeError if isinstance(error, StopIteration) else type(error)) as caught:
+    replaced = isinstance(error, StopIteration | GeneratorExit)
+    with pytest.raises(RuntimeError if replaced else type(error)) as caught:
         await run(raiser, "x")
     text = "".join(traceback.format_exception(caught.value))
     assert "raise error" in text
-    if not isinstance(error, StopIteration):
+    if not replaced:
         assert reason_of(caught.value).where.startswith("test_blocking.py:")
     await raiser.close()
 
