@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed (or some input was refused), 2 wrong usage, 130 in
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -24,14 +25,36 @@ if TYPE_CHECKING:
 __all__ = ["Output", "OutputOption", "console", "errors", "print_error", "print_json", "print_rows"]
 
 
+#: What a terminal takes as commands, or a part of one: ISO 6429's control characters, but for tab and line end.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def __getattr__(name: str) -> Any:
     """`console` and `errors`, made when first asked for: rich takes longer to import than some commands to run."""
     if name not in ("console", "errors"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from rich.console import Console
-
-    globals()[name] = Console(stderr=name == "errors", highlight=False)
+    globals()[name] = _console(stderr=name == "errors")
     return globals()[name]
+
+
+def _console(*, stderr: bool) -> Console:
+    """A console to which messages and their errors, which anybody may have written, can give no commands."""
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Calm(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                if segment.control or _COMMANDS.search(segment.text) is None:
+                    yield segment
+                else:
+                    yield Segment(_shown(segment.text), segment.style)
+
+    return Calm(stderr=stderr, highlight=False)
+
+
+def _shown(text: str) -> str:
+    return _COMMANDS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Output(StrEnum):
@@ -74,6 +97,7 @@ def print_rows(
             errors.print(empty)
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -81,20 +105,20 @@ def print_rows(
         whole = wrap is not None and column not in wrap
         table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
     for row in rows:
-        table.add_row(*("" if row.get(column) is None else str(row.get(column)) for column in columns))
+        # As text, not as markup: a conversation may be called [/b].
+        cells = ("" if row.get(column) is None else str(row.get(column)) for column in columns)
+        table.add_row(*(Text(_shown(cell)) for cell in cells))
     console.print(table)
 
 
 def print_error(error: LLMAgentOSError) -> None:
     """What happened, what was kept, what to do; on stderr, never as a traceback."""
+    from rich.text import Text
+
     from llmagentos.cli.output import errors
 
-    errors.print(f"[bold red]error:[/] {_plain(error.what)}", soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), " ", error.what), soft_wrap=True)
     if error.kept:
-        errors.print(f" [bold]kept:[/] {_plain(error.kept)}", soft_wrap=True)
+        errors.print(Text.assemble((" kept:", "bold"), " ", error.kept), soft_wrap=True)
     if error.fix:
-        errors.print(f"  [bold]fix:[/] {_plain(error.fix)}", soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+        errors.print(Text.assemble(("  fix:", "bold"), " ", error.fix), soft_wrap=True)
