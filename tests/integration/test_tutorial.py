@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ REDRIVE = {
     "--conversation ada --dry-run": ["1 parked message of bank would be run again, and then 2 messages held behind"],
     "grep bob": ["bob deposit +10\nbob withdraw -10\nbob deposit +7\n"],
     "tail --conversation bob": ["no dead letter waits", "withdraw ten", "ValueError", "booked: -10"],
+}
+BILL = {
+    "deploy writer.py": ["writer runs with 1 worker"],
+    "kill -9": ["a better text than 'a draft about tea, said the model.', said the model."],
+    "cat bill.txt": [
+        "asked: a draft about tea",
+        "0.02 euro for: a draft about tea\n0.02 euro for: a better text than 'a draft about tea, said the model.'\n",
+    ],
 }
 FAULTS = {
     "--fault fail=0.5": [
@@ -105,6 +114,19 @@ def typed(text: str, shell: dict[str, str], folder: Path, *, status: int = 0) ->
 def test_the_first_ten_minutes(shell: dict[str, str], tmp_path: Path) -> None:
     follow("tutorial.md", shell, tmp_path, FIRST)
     assert list((tmp_path / "report").rglob("*.html"))
+
+
+@pytest.mark.timeout(300)
+def test_the_bill_shows_one_call(shell: dict[str, str], tmp_path: Path) -> None:
+    try:
+        said = follow("tutorials/bill.md", shell, tmp_path, BILL)["cat bill.txt"]
+    finally:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((tmp_path / "model.pid").read_text()), signal.SIGKILL)
+    keys = re.findall(r"asked: (.*) \(key (\w+)\)", said)
+    assert [what for what, _ in keys].count("a draft about tea") == 1
+    assert len(keys) == 3
+    assert len(set(keys)) == 2
 
 
 @pytest.mark.timeout(300)
