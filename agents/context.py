@@ -337,7 +337,7 @@ class Context:
             if not decided and steps.found[identity].outcome == "approval":
                 await steps.record(identity, "expired")
             recorded = steps.found[identity]
-        said = orjson.loads(recorded.body) if recorded.body else {}
+        said = (orjson.loads(recorded.body) if recorded.body else None) or {}  # one that expired says null
         return Approval(recorded.outcome == "approve", said.get("by", ""), said.get("why", ""))
 
     async def _until(self, steps: Steps, wait: Wait) -> bool:

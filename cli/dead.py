@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llmagentos.streams.redrive import Edited, Outcome, Wish
     from llmagentos.streams.settings import Settings
 
-__all__ = ["register"]
+__all__ = ["register", "who"]
 
 _LETTERS = typer.Argument(
     None, metavar="LETTER", help="AGENT/PARTITION/OFFSET, as `dead list --each` says.", show_default=False
@@ -373,7 +373,7 @@ def _ask(
 
     async def say(show: Callable[[int, int], None]) -> Outcome:
         async with Producer(settings, codec) as producer:
-            redrive = Redrive(producer, codec, letters, writer=_who())
+            redrive = Redrive(producer, codec, letters, writer=who())
             return await redrive.ask(
                 wish, chosen, edited=edited, rate=rate, progress=lambda done: show(done, len(chosen))
             )
@@ -475,7 +475,7 @@ def _by_hand(present: bytes, media: str) -> bytes:
     return new.encode()
 
 
-def _who() -> str:
+def who() -> str:
     """Who gives a command, for the journal."""
     import getpass
     import socket

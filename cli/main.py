@@ -22,6 +22,8 @@ COMMANDS: tuple[str, ...] = (
     "tail",
     "topics",
     "dead",
+    "waiting",
+    "steps",
     "schema",
     "deploy",
     "reset",

@@ -22,6 +22,7 @@ __all__ = ["Conversation", "Tree", "kinds", "recent"]
 _KEYED = ("agent.", "dead.")
 _ANSWERS = "answers."
 _REPLIES = "replies"
+_JOURNALS = "journal."
 
 #: A whole tree is held until its last partition is read, to be shown in time order.
 TREE_RECORDS = 200_000
@@ -32,9 +33,9 @@ RECENT = 10_000
 Place = tuple[str, int]
 
 
-def kinds(settings: Settings, topics: Iterable[str]) -> list[str]:
-    """Those of *topics* that hold messages of conversations."""
-    starts = tuple(settings.topic(kind) for kind in (*_KEYED, _ANSWERS))
+def kinds(settings: Settings, topics: Iterable[str], *, journals: bool = False) -> list[str]:
+    """Those of *topics* that hold messages of conversations; with *journals*, what was done about them too."""
+    starts = tuple(settings.topic(kind) for kind in (*_KEYED, _ANSWERS, *([_JOURNALS] if journals else ())))
     return [topic for topic in topics if topic.startswith(starts) or topic == settings.topic(_REPLIES)]
 
 
@@ -53,6 +54,8 @@ class Tree:
     def __init__(self, settings: Settings, conversation: str, partitions: Mapping[str, int]) -> None:
         self.conversation = conversation
         self._answers = settings.topic(_ANSWERS)
+        self._journals = settings.topic(_JOURNALS)
+        self._inboxes = settings.topic("agent.")
         self._root = conversation.encode()
         self._below = conversation + "/"
         self._partitions: dict[str, int] = {}
@@ -116,7 +119,15 @@ class Tree:
         key = name.encode()
         for topic, count in partitions.items():
             known = name == self.conversation or name.startswith(self._below) or topic.startswith(self._answers)
-            self._places.setdefault((topic, murmur2_partition(key, count)), set()).add(self._root if known else key)
+            for partition in self._at(topic, key, count):
+                self._places.setdefault((topic, partition), set()).add(self._root if known else key)
+
+    def _at(self, topic: str, key: bytes, count: int) -> Iterable[int]:
+        """Where in *topic* records of *key* are: of an agent over a topic of others anywhere in its journal."""
+        foreign = self._inboxes + topic.removeprefix(self._journals) not in self._partitions
+        if topic.startswith(self._journals) and foreign:
+            return range(count)
+        return (murmur2_partition(key, count),)
 
     def _probe(self, partitions: Mapping[str, int]) -> None:
         if any(topic.startswith(self._answers) for topic in self._partitions):
@@ -145,13 +156,17 @@ class Tree:
                     )
         return _in_order(found.values())
 
-    def follow(self, log: Log, decoder: Decoder, start: Position) -> Iterator[Entry | None]:
-        """All of it from *start*, for ever; yields None now and then while nothing comes."""
+    def follow(self, log: Log, decoder: Decoder, start: Position, *, journals: bool = False) -> Iterator[Entry | None]:
+        """All of it from *start*, for ever; yields None now and then while nothing comes.
+
+        Args:
+            journals: of agents whose topics come into being meanwhile, read their journals too.
+        """
         following: set[Place] = set()
 
         def grow() -> list[Span]:
             if topics := log.look():
-                self.grow({topic: topics[topic] for topic in kinds(log.settings, topics)})
+                self.grow({topic: topics[topic] for topic in kinds(log.settings, topics, journals=journals)})
             new = [place for place in self._places if place not in following]
             following.update(new)
             return log.spans(new, start, END)

@@ -6,7 +6,7 @@ would begin, so that it costs what is open, not what ever was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -15,7 +15,7 @@ import confluent_kafka
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import RecordError
 from llmagentos.streams.gate import decode_finished, decode_note
-from llmagentos.streams.journal import COMMANDS, Note, View
+from llmagentos.streams.journal import COMMANDS, DECISIONS, Note, View
 from llmagentos.streams.position import END, Position
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
@@ -61,12 +61,20 @@ class Views:
 
     Args:
         served: by agent's name; of one that isn't there, the journal is read from its beginning.
+        heard: told of each record and its offset, when its view has taken it in.
 
     Attributes:
         marks: by inbox place and offset.
     """
 
-    def __init__(self, settings: Settings, codec: Codec, served: Mapping[str, Served]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        served: Mapping[str, Served],
+        heard: Callable[[Place, Mapping[str, Any], int], None] | None = None,
+    ) -> None:
+        self._heard = heard
         self._settings = settings
         self._codec = codec
         self._served = served
@@ -145,7 +153,9 @@ class Views:
             return
         if at >= view.position:
             view.fold(entry, at)
-        if entry["kind"] in COMMANDS and entry["refers"] < 0:
+            if self._heard is not None:
+                self._heard(place, entry, at)
+        if entry["kind"] in COMMANDS - DECISIONS and entry["refers"] < 0:
             self.marks[place, entry["offset"]] = Mark(entry["kind"], entry["writer"], entry["at"])
 
     def _notes(self, agent: str) -> dict[int, Note]:

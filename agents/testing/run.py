@@ -19,12 +19,14 @@ from llmagentos.agents.loading import LoadedModule, load, version_of
 from llmagentos.agents.provision import provision
 from llmagentos.agents.testing.clock import MovableClock
 from llmagentos.agents.testing.letters import DeadLetter, dead_letter, settle_letters
+from llmagentos.agents.testing.people import decide_for, what_waits
 from llmagentos.agents.testing.reading import Reader, Record, plain
 from llmagentos.agents.worker import Worker
 from llmagentos.streams.entries import Decoder
 from llmagentos.streams.errors import DeploymentError, RecordError, UnknownAgent
 from llmagentos.streams.message import Message
 from llmagentos.streams.node import Node
+from llmagentos.streams.pending import Pending, Selection
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.redrive import Wish
 from llmagentos.streams.registry import open_registry
@@ -349,6 +351,48 @@ class Run:
         """Give dead letters up, and have what waits behind them handled; as `dead drop`. See :meth:`redrive`."""
         return await self._settle_letters("discard", agent, timeout)
 
+    async def waiting(self, conversation: str | None = None, *, agent: str | None = None) -> list[Pending]:
+        """What handlers wait for now, the oldest first; as `llmagentos waiting`.
+
+        Args:
+            conversation: only of that one; None: of all.
+            agent: only its; None: of all.
+        """
+        codec, served = await self._codec(), self._served(agent)
+        selection = Selection(tuple(served), conversation=conversation)
+        looking = asyncio.to_thread(what_waits, self.settings, codec, served, selection)
+        return await self._while_alive(looking, WAIT_S, "Kafka did not say what waits")
+
+    async def approve(
+        self,
+        conversation: str,
+        *,
+        agent: str | None = None,
+        by: str = "test",
+        why: str = "",
+        timeout: float = WAIT_S,
+    ) -> None:
+        """Approve what the handler of *conversation* asks, as a person would; wait until it has asked.
+
+        Args:
+            agent: whose handler, where several ask.
+            by, why: given to the handler.
+            timeout: real seconds after which the test fails.
+        """
+        await self._decide(True, conversation, agent, by, why, timeout)
+
+    async def reject(
+        self,
+        conversation: str,
+        *,
+        agent: str | None = None,
+        by: str = "test",
+        why: str = "",
+        timeout: float = WAIT_S,
+    ) -> None:
+        """Reject what the handler of *conversation* asks. See :meth:`approve`."""
+        await self._decide(False, conversation, agent, by, why, timeout)
+
     async def records(self, topic: str, *, timeout: float = WAIT_S) -> list[Record]:
         """The plain records of any topic, by its full name, when all is handled, by time."""
         await self.settled(timeout=timeout)
@@ -370,14 +414,35 @@ class Run:
     async def _settle_letters(self, wish: Wish, agent: str | None, timeout: float) -> int:
         __tracebackhide__ = True
         await self.settled(timeout=timeout)
-        served = {name: Served(self.deployment, self._topics[name]) for name in self._named(agent)}
         producer, codec = await self._producer(), await self._codec()
-        settling = settle_letters(self.settings, producer, codec, served, wish, timeout)
+        settling = settle_letters(self.settings, producer, codec, self._served(agent), wish, timeout)
         letters, left = await self._while_alive(settling, 2 * timeout, "Kafka did not say what is handled")
         if left:
             pytest.fail(f"{left} messages of {letters} dead letters are not handled after {timeout:g} s")
         await self.settled(timeout=timeout)
         return letters
+
+    async def _decide(
+        self, approve: bool, conversation: str, agent: str | None, by: str, why: str, timeout: float
+    ) -> None:
+        __tracebackhide__ = True
+        producer, codec = await self._producer(), await self._codec()
+        deciding = decide_for(
+            self.settings,
+            producer,
+            codec,
+            self._served(agent),
+            conversation,
+            approve=approve,
+            by=by,
+            why=why,
+            timeout=timeout,
+        )
+        if await self._while_alive(deciding, 2 * timeout, "Kafka did not say who asks") is None:
+            pytest.fail(f"no handler of conversation {conversation!r} asked for an approval within {timeout:g} s")
+
+    def _served(self, agent: str | None) -> dict[str, Served]:
+        return {name: Served(self.deployment, self._topics[name]) for name in self._named(agent)}
 
     def _named(self, agent: str | None) -> list[str]:
         """The agents of this run, or the one that is named."""
