@@ -17,6 +17,7 @@ from llmagentos.streams.dedup import Dedup, identity_in
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
 from llmagentos.streams.journal import Conversation, Entry, Note
 from llmagentos.streams.message import Message
+from llmagentos.streams.mirror import Mirror
 from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.transport.sink import Start
 
@@ -39,6 +40,7 @@ class Assignment:
         waiting: takes what comes for messages in the journal.
         steps: of messages whose handlers run, by offset.
         dedup: the ids that are finished.
+        memory: what its agent remembers of the conversations of this partition, where it does.
         journaled: offsets that the transport brings again though the journal has them: they are only to be released.
     """
 
@@ -64,6 +66,7 @@ class Assignment:
         self.entries: Mapping[int, Entry] = {}
         self.waiting: Waiting | None = None
         self.steps: dict[int, Steps] = {}
+        self.memory: Mirror | None = None
         self._journal = journal
         self._journal_topic = journal_topic
         self._answers = answers
@@ -122,8 +125,9 @@ class Assignment:
             await asyncio.to_thread(self._read_back, start.offset, decode)
         begin = start.offset or 0
         view.cover(begin)
-        # One whose handler only recorded steps is still in the inbox, and handled when it comes from there.
-        open_ = (entry.offset for entry in view.entries.values() if entry.state != "open")
+        # One whose handler only recorded steps is still in the inbox, and handled when it comes from there. One of
+        # which a newer release wrote may be there, too.
+        open_ = (entry.offset for entry in view.entries.values() if entry.state not in ("open", "unknown"))
         # What ended, too: where a commit's metadata had no room for it, it would run again.
         self.journaled = {n for n in (*open_, *view.ended) if n >= begin and not self._listed(n)}
 
@@ -175,6 +179,12 @@ class Assignment:
             self.waiting.stop()
         if self._ownership is not None:
             self._ownership.end()
+        self.close_memory()
+
+    def close_memory(self) -> None:
+        """No message begins any more: those that wait for what is remembered are told so."""
+        if self.memory is not None:
+            self.memory.close()
 
     # -- the note for the next owner ----------------------------------------------------------------------------
 

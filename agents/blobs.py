@@ -16,12 +16,13 @@ from typing import Any, Final
 from uuid import uuid4
 
 from llmagentos.streams.errors import ResultError, SettingsError
+from llmagentos.streams.ownership import RECORD_ROOM
 from llmagentos.streams.settings import Settings
 
 __all__ = ["Blobs"]
 
-#: In bytes of the result: beside it a journal record has some 2 kB of its own, and what a batch is filled with should
-#: not be a single result.
+#: Where there is a store, what is over this part of the largest record goes there: batches and readers of the journal
+#: should not be filled by single results.
 SHARE_OF_RECORD: Final = 2
 
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
@@ -37,7 +38,8 @@ class Blobs:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.blobs or ("" if settings.brokers else str(settings.home.absolute() / "blobs"))
         self._most = settings.max_result_bytes
-        self._record_most = settings.max_message_bytes // SHARE_OF_RECORD
+        record = settings.max_message_bytes
+        self._record_most = record // SHARE_OF_RECORD if self._url else record - min(RECORD_ROOM, record // 2)
         self._opened: tuple[Any, str] | None = None
         if settings.blobs:
             self._open()

@@ -29,6 +29,7 @@ from llmagentos.agents.attempts import Attempts, Failed, expired
 from llmagentos.agents.burial import Burial
 from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import DeadLetters
+from llmagentos.agents.memory import Memories, Remembering
 from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.replay import Replay
@@ -37,7 +38,7 @@ from llmagentos.agents.steps import Suspended
 from llmagentos.agents.suspending import Suspending
 from llmagentos.agents.work import Work
 from llmagentos.streams.dedup import identity_in, identity_of
-from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
+from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, ResultError, SchemaError
 from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
@@ -62,6 +63,7 @@ class Inbox:
         begin_again: has a partition delivered again from its committed offset.
         broken: told of defects of ours; ends the worker.
         told: takes events.
+        memories: of agents that remember.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Inbox:
         begin_again: Callable[[TP], None],
         broken: Callable[[BaseException], None],
         told: Told,
+        memories: Memories | None = None,
     ) -> None:
         settings = outputs.settings
         self.agent = agent
@@ -126,7 +129,11 @@ class Inbox:
             spawn=self._spawn,
             broken=broken,
         )
-        self._attempts = Attempts(agent, pausing=self.pausing, told_to_end=self.lanes.told_to_end, clock=self._clock)
+        attempts = partial(Attempts, pausing=self.pausing, told_to_end=self.lanes.told_to_end, clock=self._clock)
+        self._memory: Remembering | None = None
+        if agent.memory is not None and memories is not None:
+            self._memory = Remembering(agent, memories, outputs, attempts=attempts, waits=self._wait)
+        self._attempts = self._memory or attempts(agent)
 
     # -- what the transport calls -------------------------------------------------------------------------------
 
@@ -174,6 +181,8 @@ class Inbox:
             )
             if not assignment.open:
                 continue
+            if self._memory is not None:
+                assignment.memory = self._memory.open(tp.partition)
             self._room.join(assignment)
             replay = self._replays[assignment] = Replay(
                 assignment,
@@ -214,6 +223,7 @@ class Inbox:
         for assignment in gone:
             if (replay := self._replays.get(assignment)) is not None:
                 replay.stop()
+            assignment.close_memory()
         for work in self.lanes.discard(lambda work: work.assignment in gone):
             self._room.give(work.size)
             work.assignment.taken -= 1
@@ -260,9 +270,18 @@ class Inbox:
     def _replay(self, assignment: Assignment, entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> None:
         """One that is in the journal, or whose outputs may not have been sent, is to have its turn."""
         record = found.get(entry.payload_at, {})
+        if not record and entry.state == "done":
+            log.error(
+                "%s[%d]@%d is gone: the outputs of message %s of conversation %s, which were there, may not be sent",
+                assignment.ownership.topic,
+                assignment.tp.partition,
+                entry.payload_at,
+                entry.message_id,
+                entry.conversation_id,
+            )
         work = Work.restored(assignment, entry, record.get("record"))
         work.outputs = record.get("outputs", ())
-        work.recorded = [found[place] for _, place in entry.steps or () if place in found]
+        work.ran(entry, found)
         self._room.take(work.size)
         assignment.taken += 1
         lane = work.record.key() or b"\x00%d" % entry.offset
@@ -335,11 +354,16 @@ class Inbox:
         conversation_id = message.conversation_id
         conversation = assignment.view.get(conversation_id) if assignment.view else None
         if conversation is not None:
+            entry = assignment.entries.get(offset)
+            if entry is not None and entry.state == "unknown":
+                return  # and not released: whoever knows what the journal says of it may need it
             if conversation.order[0] < offset:
                 await self._hold(work, message)
                 return
-            if (entry := assignment.entries.get(offset)) is not None:
-                await self._load(work, entry, message)
+            if entry is not None:
+                work.ran(entry, await assignment.ownership.payloads([entry]))
+                if not await self._load(work, message):
+                    return
         identity = identity_of(work.record, message.message_id)
         if assignment.dedup.twin(identity, offset):
             log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)
@@ -353,8 +377,10 @@ class Inbox:
         if not isinstance(outputs, list):
             await self._give_up(work, message, outputs)
             return
-        if len(outputs) > 1 or (work.steps is not None and work.steps.used):
-            await self._complete(work, message, outputs)
+        changed = work.state is not None and work.state.changed
+        if len(outputs) > 1 or changed or (work.steps is not None and work.steps.used):
+            if not await self._complete(work, message, outputs):
+                return
         else:
             for output in outputs:
                 self._outputs.send(output)
@@ -368,8 +394,7 @@ class Inbox:
         if conversation is None or conversation.first is not entry or conversation.waits:
             return  # one before it was parked again
         if entry.state == "done":
-            for output in work.outputs:
-                self._outputs.send(Output.restored(output))
+            self._send(work, [Output.restored(output) for output in work.outputs])
             self._sent(work, entry, entry.message_id)
             return
         fields = {"offset": entry.offset, "message_id": entry.message_id}
@@ -388,20 +413,23 @@ class Inbox:
         if not entry.wish and assignment.dedup.twin(identity, entry.offset):
             await assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
             return
-        if work.recorded or entry.state == "waiting":
-            self._suspending.steps(work, message)
+        if (entry.steps or entry.state == "waiting") and not await self._load(work, message):
+            return
         outputs = await self._attempts.run(work, message, partial(self._context, work, message))
         if not isinstance(outputs, list):
             await self._give_up(work, message, outputs)
             return
-        await self._complete(work, message, outputs)
-        self._sent(work, entry, identity)
+        if await self._complete(work, message, outputs):
+            self._sent(work, entry, identity)
 
-    async def _load(self, work: Work, entry: Entry, message: Message) -> None:
-        """Its handler ran before, and recorded steps."""
-        found = await work.assignment.ownership.payloads([entry])
-        work.recorded = [found[place] for _, place in entry.steps or () if place in found]
-        self._suspending.steps(work, message)
+    async def _load(self, work: Work, message: Message) -> bool:
+        """Its handler ran before: give it what it recorded; False: that is not to be had, and it is parked."""
+        try:
+            await self._suspending.resume(work, message)
+        except ResultError as error:
+            await self._burial.bury(work, message, "failed", error, attempts=0)
+            return False
+        return True
 
     async def _forget(self, work: Work) -> None:
         """It came to an end without its handler: what the journal has of its steps is over."""
@@ -409,24 +437,35 @@ class Inbox:
             fields = {"offset": entry.offset, "message_id": entry.message_id}
             await work.assignment.ownership.write("drop", fields, conversation_id=entry.conversation_id)
 
+    def _send(self, work: Work, outputs: Sequence[Output]) -> None:
+        """Say what a completion has, now that it counts."""
+        for output in outputs:
+            self._outputs.send(output)
+        if self._memory is not None:
+            self._memory.sent(work, outputs)
+
     def _sent(self, work: Work, entry: Entry, identity: str) -> None:
         """Its completion is in the journal, and its outputs are on their way."""
         work.assignment.ownership.view.sent(entry)
         work.assignment.dedup.finished(identity, entry.offset)
 
-    async def _complete(self, work: Work, message: Message, outputs: Sequence[Output]) -> None:
-        """Record what the handler said, and then say it."""
+    async def _complete(self, work: Work, message: Message, outputs: Sequence[Output]) -> bool:
+        """Record what the handler said, and then say it; False: it is too much for a record, and a dead letter."""
         ownership = work.assignment.ownership
         fields = {
             "offset": work.offset,
             "message_id": message.message_id,
             "outputs": [output.record() for output in outputs],
         }
-        await ownership.write("done", fields, conversation_id=work.conversation(message))
-        for output in outputs:
-            self._outputs.send(output)
+        try:
+            await ownership.write("done", fields, conversation_id=work.conversation(message))
+        except RecordTooLarge as error:
+            await self._burial.bury(work, message, error.cause, error, attempts=1)
+            return False
+        self._send(work, outputs)
         if work.entry is None:
             ownership.view.sent(ownership.view.entries[work.offset])
+        return True
 
     async def _hold(self, work: Work, message: Message) -> None:
         """Its conversation waits: keep it in the journal, in order, and release its offset."""

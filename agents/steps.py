@@ -472,6 +472,13 @@ class Steps:
         self._frozen = asyncio.get_running_loop().create_future()
         return [wait for wait, _ in self.open.values()]
 
+    def thaw(self) -> None:
+        """It can't be suspended: let it go on, and be, however long it waits."""
+        self._suspend_after_s = None
+        if self._frozen is not None:
+            self._frozen.set_result(None)
+            self._frozen = None
+
     def give_up(self, error: BaseException) -> None:
         """End this run: whatever it waits for, and all it calls from now on, raises *error*."""
         self._ended = error

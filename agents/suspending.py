@@ -6,6 +6,7 @@ the journal, and its offset is released. When something of that has come, it run
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -18,12 +19,14 @@ from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.steps import Steps, Suspended
 from llmagentos.agents.waiting import Waiting, step_of_answer
 from llmagentos.agents.work import Work
-from llmagentos.streams.errors import NotOwner
+from llmagentos.streams.errors import NotOwner, RecordTooLarge, ResultError
 from llmagentos.streams.journal import DECISIONS, Entry
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Ownership, kept
 
 __all__ = ["Suspending"]
+
+log = logging.getLogger(__name__)
 
 
 class Suspending:
@@ -80,6 +83,31 @@ class Suspending:
                 work.steps.dues = {wait.about: wait.due for wait in work.entry.waits if wait.kind == "answer"}
         return work.steps
 
+    async def resume(self, work: Work, message: Message) -> None:
+        """Its handler ran before: have the steps that it recorded ready.
+
+        Raises:
+            ResultError: one of them is not to be had, so that a run could do again what was done.
+        """
+        if work.missing:
+            place = f"{work.assignment.ownership.topic}[{work.tp.partition}]"
+            raise ResultError(
+                f"{len(work.missing)} of {len(work.missing) + len(work.recorded)} recorded steps of message"
+                f" {message.message_id}, conversation {message.conversation_id}, are missing from {place}: offsets"
+                f" {min(work.missing)} to {max(work.missing)}",
+                kept="the message, and its other steps",
+                fix="find out what was done, then redrive it edited, which begins anew, or drop it: `llmagentos dead"
+                f" redrive --agent {self._agent}`",
+            )
+        recorded: list[Mapping[str, Any]] = []
+        for record in work.recorded:
+            step = record["step"]
+            if step["blob"] and step["outcome"] == "answer":  # results are read when their turn comes
+                record = {**record, "step": {**step, "body": await self._blobs.read(step["blob"])}}
+            recorded.append(record)
+        work.recorded = recorded
+        self.steps(work, message)
+
     async def _record(self, work: Work, message: Message, step: Mapping[str, Any], at: int) -> None:
         fields = {"offset": work.offset, "message_id": message.message_id, "at": at, "step": step}
         await work.assignment.ownership.write("step", fields, conversation_id=work.conversation(message))
@@ -101,6 +129,7 @@ class Suspending:
             ownership,
             clock=self._outputs.clock,
             encode=self._outputs.encode,
+            blobs=self._blobs,
             late=late,
             hand=self._answers.hand,
             broken=self._broken,
@@ -120,11 +149,18 @@ class Suspending:
         }
         try:
             for answer in steps.in_hand.values():
-                step = step_of_answer(answer, self._outputs.encode(answer))
+                step = await step_of_answer(answer, self._outputs.encode(answer), self._blobs)
                 await self._record(work, message, step, time.time_ns() // 1_000_000)
-            await assignment.ownership.write("suspend", fields, conversation_id=conversation_id)
+            try:
+                await assignment.ownership.write("suspend", fields, conversation_id=conversation_id)
+            except RecordTooLarge:  # with all that it waits for; the message is in the inbox, too
+                await assignment.ownership.write("suspend", fields | {"record": None}, conversation_id=conversation_id)
         except NotOwner as error:
             steps.give_up(error)
+            return
+        except (RecordTooLarge, ResultError) as error:
+            log.warning("message %s stays in memory while its handler waits: %s", message.message_id, error)
+            steps.thaw()
             return
         except Exception as error:  # noqa: BLE001 - a send that failed
             self._broken(error)

@@ -15,12 +15,13 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Final
 
+from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import NotOwner
+from llmagentos.streams.errors import NotOwner, ResultError
 from llmagentos.streams.journal import Entry, Wait
-from llmagentos.streams.message import Message, asker_of
+from llmagentos.streams.message import Message, asker_of, child_id
 from llmagentos.streams.ownership import Ownership
 
 __all__ = ["Waiting", "step_of_answer"]
@@ -39,6 +40,7 @@ class Waiting:
 
     Args:
         encode: a message to Confluent wire bytes.
+        blobs: where answers are that a journal record has no room for.
         late: says to who waits for an answer that its deadline has passed: (conversation, question, asked agent).
         hand: gives an answer to a handler that runs and waits for it, if any.
         broken: told of what ends the worker.
@@ -50,6 +52,7 @@ class Waiting:
         *,
         clock: Clock,
         encode: Callable[[Message], bytes],
+        blobs: Blobs,
         late: Callable[[str, str, str], None],
         hand: Callable[[Message], None],
         broken: Callable[[BaseException], None],
@@ -57,6 +60,7 @@ class Waiting:
         self._ownership = ownership
         self._clock = clock
         self._encode = encode
+        self._blobs = blobs
         self._late = late
         self._hand = hand
         self._broken = broken
@@ -108,7 +112,13 @@ class Waiting:
             self._timer.cancel()
 
     async def _keep(self, entry: Entry, answer: Message, at: int) -> None:
-        await self._write(entry, step_of_answer(answer, self._encode(answer)))
+        try:
+            step = await step_of_answer(answer, self._encode(answer), self._blobs)
+        except ResultError as error:
+            log.error("an answer to question %s of %s can't be kept: %s", answer.caused_by, entry.message_id, error)
+            answer = _refused(answer, error)
+            step = await step_of_answer(answer, self._encode(answer), self._blobs)
+        await self._write(entry, step)
         self._writing.discard(at)
         self._hand(answer)
 
@@ -164,10 +174,30 @@ def fits(name: str, answer: Message) -> bool:
     return name == f"{RESERVED}ask {answer.sender}" or (answer.type == "error" and LATE in answer.attributes)
 
 
-def step_of_answer(answer: Message, encoded: bytes) -> dict[str, Any]:
-    """The step record of an answer: known by its question."""
+async def step_of_answer(answer: Message, encoded: bytes, blobs: Blobs) -> dict[str, Any]:
+    """The step record of an answer: known by its question.
+
+    Raises:
+        ResultError: it is too large for a record, and can't be kept elsewhere.
+    """
     step = _blank_step(f"{RESERVED}ask {answer.sender}", 0, "answer")
-    return step | {"about": answer.caused_by or "", "body": encoded, "content_type": "llmagentos.Message"}
+    blob = await blobs.keep(encoded)
+    body = {"blob": blob} if blob else {"body": encoded}
+    return step | body | {"about": answer.caused_by or "", "content_type": "llmagentos.Message"}
+
+
+def _refused(answer: Message, error: ResultError) -> Message:
+    """What the asker is told in place of an answer that can't be kept."""
+    told = Message.create(
+        {"error": f"its answer can't be kept while the asker is suspended: {error}", "cause": "too-large"},
+        to=answer.recipient,
+        conversation=answer.conversation_id,
+        message_id=child_id(answer.message_id, answer.sender, "refused"),
+        sender=answer.sender,
+        type="error",
+    )
+    told.record["caused_by"] = answer.caused_by
+    return told
 
 
 def _blank_step(name: str, number: int, outcome: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import confluent_kafka
 from faust.types import TP
 
 from llmagentos.agents.assignment import Assignment
+from llmagentos.agents.memory import State
 from llmagentos.agents.steps import Steps
 from llmagentos.streams.journal import Entry
 from llmagentos.streams.message import Message
@@ -31,6 +32,8 @@ class Work:
         entry: of one that comes from the journal.
         outputs: of one that was completed already, as the journal has them.
         recorded: the journal records of its steps.
+        state: what its agent remembers of the conversation, where it does.
+        missing: where in the journal others of them were.
     """
 
     record: confluent_kafka.Message
@@ -43,6 +46,8 @@ class Work:
     entry: Entry | None = None
     outputs: Sequence[Mapping[str, Any]] = ()
     recorded: Sequence[Mapping[str, Any]] = ()
+    state: State | None = None
+    missing: Sequence[int] = ()
 
     @property
     def offset(self) -> int:
@@ -51,6 +56,12 @@ class Work:
     def conversation(self, message: Message) -> str:
         """The conversation as the journal calls it."""
         return message.conversation_id if self.entry is None else self.entry.conversation_id
+
+    def ran(self, entry: Entry, found: Mapping[int, Mapping[str, Any]]) -> None:
+        """Its handler ran before: take its steps from the journal records *found*."""
+        places = [place for _, place in entry.steps or ()]
+        self.recorded = [found[place] for place in places if place in found]
+        self.missing = [place for place in places if place not in found]
 
     @classmethod
     def restored(cls, assignment: Assignment, entry: Entry, record: Mapping[str, Any] | None) -> Work:

@@ -29,12 +29,13 @@ from bisect import insort
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 __all__ = [
     "BLANK",
     "COMMANDS",
     "DECISIONS",
+    "KINDS",
     "SUBJECT",
     "Conversation",
     "Entry",
@@ -59,6 +60,9 @@ DECISIONS = frozenset({"approve", "reject"})
 #: Written by people, and so without a claim.
 COMMANDS = frozenset({"redrive", "discard", "reset"}) | DECISIONS
 
+
+#: Of records that this release knows.
+KINDS: frozenset[str] = frozenset(get_args(Kind))
 
 #: What a record says where it says nothing.
 BLANK: Mapping[str, Any] = {
@@ -295,10 +299,12 @@ class View:
                 else:
                     self._say(place)
             return None
+        entry = self.entries.get(offset)
+        if kind not in KINDS or (entry is not None and entry.state == "unknown" and kind not in ("done", "drop")):
+            return self._set_aside(record, at)
         if kind == "copy" and record.get("step") is not None:
             self._copy_step(record, at)
             return None
-        entry = self.entries.get(offset)
         if kind == "drop":
             if entry is None:  # reading began here, for the end is all that was needed
                 entry = Entry(offset, record["conversation_id"], record["message_id"], "held", at)
@@ -325,12 +331,21 @@ class View:
             self._unsent[at] = entry
         elif kind == "held":
             self._place(entry, "held", at, -1)
-        elif kind == "done":
+        else:
             self._place(entry, "done", at, -1)
             self._forget_steps(entry)
             self._unsent[at] = entry
-        else:
-            self._place(entry, "unknown", at, -1)
+        return entry
+
+    def _set_aside(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        """A newer release wrote something of a message: it is left to that, with all that is in the journal of it."""
+        offset = record["offset"]
+        if offset < 0 or offset in self.ended:
+            return None
+        entry = self.entries.get(offset) or self._new(record)
+        entry.state, entry.ready = "unknown", False
+        entry.steps = [*(entry.steps or ()), (at, at)]
+        self._need(entry, at)
         return entry
 
     def _copy(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
@@ -527,6 +542,7 @@ class View:
             if conversation.waits
             for entry in conversation
             if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
+            if entry.state != "unknown"
         ]
 
 

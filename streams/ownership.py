@@ -17,9 +17,9 @@ from typing import Any
 import confluent_kafka
 
 from llmagentos.streams.delivery import Delivery
-from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, SchemaError
+from llmagentos.streams.errors import BrokerError, NotOwner, RecordError, RecordTooLarge, SchemaError
 from llmagentos.streams.follower import Follower
-from llmagentos.streams.journal import BLANK, COMMANDS, SUBJECT, Entry, Kind, Note, View
+from llmagentos.streams.journal import BLANK, COMMANDS, KINDS, SUBJECT, Entry, Kind, Note, View
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
@@ -63,8 +63,14 @@ class Ownership:
         self._writer = f"{journal.writer}#{uuid.uuid4().hex[:8]}"
         self._superseded = superseded
         self._over = False
+        self._reading = False  # whether a record of this following of the partition came
         self._waiting: dict[int, asyncio.Future[None]] = {}  # by the journal offset that is to be read back
         self.view = View(note.low, note.claim)
+
+    @property
+    def epoch(self) -> int:
+        """The offset of its claim: higher than that of every earlier owner."""
+        return self._claim
 
     @property
     def over(self) -> bool:
@@ -108,8 +114,18 @@ class Ownership:
 
     def read(self, record: Mapping[str, Any], at: int) -> None:
         """The follower brought the record at *at*."""
-        if at != self.view.position or self._over:  # of an earlier following of the partition
+        position = self.view.position
+        if self._over or at < position or (at > position and not self._reading):  # of an earlier following
             return
+        self._reading = True
+        if at > position:
+            log.error(
+                "%s[%d]: the records %d to %d are missing from the log. What they said is unknown: a message whose"
+                " steps were among them runs again, or is parked where it is known to have had some",
+                self.topic, self.partition, position, at - 1,
+            )  # fmt: skip
+            self.view.position = at
+            self._missing(at)
         if record.get("kind") == "claim":
             if record["writer"] == self._writer:
                 self._claim = at
@@ -119,11 +135,30 @@ class Ownership:
                 self._superseded()
                 return
         entry = self.view.fold(record, at)
+        if record["kind"] not in KINDS:
+            log.error(
+                "%s[%d]@%d, by %s, is a journal record of kind %r, which this release does not know: %s waits until a"
+                " release that knows it serves the agent; all others go on",
+                self.topic, self.partition, at, record["writer"], record["kind"],
+                f"conversation {record['conversation_id']}" if entry is not None else "nobody",
+            )  # fmt: skip
         waiting = self._waiting.pop(at, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
         if entry is not None and (entry.ready or record["kind"] in COMMANDS):
             self.noticed(entry, record)
+
+    def _missing(self, below: int) -> None:
+        """Own records that lie below will not be read back, though Kafka acknowledged them."""
+        for place in [place for place in self._waiting if place < below]:
+            future = self._waiting.pop(place)
+            if not future.done():
+                future.set_exception(
+                    BrokerError(
+                        f"{self.topic}[{self.partition}]@{place} was acknowledged, and is missing from the log",
+                        fix="see the brokers' logs for an unclean election of a leader",
+                    )
+                )
 
     #: Told of what lets a message go on: a person's command, or the result that its handler waited for. Set by the
     #: inbox.
@@ -214,10 +249,17 @@ class Journal:
     async def follow(self, ownership: Ownership) -> None:
         """Read the partition of *ownership* from where its view begins, or the log."""
 
-        def starting(offset: int) -> None:
-            ownership.view.position = offset
-
         view = ownership.view
+
+        def starting(offset: int) -> None:
+            if offset > view.position > 0:
+                log.warning(
+                    "%s[%d]: the records %d to %d are gone, by retention most likely: what was still open in them is"
+                    " forgotten",
+                    ownership.topic, ownership.partition, view.position, offset - 1,
+                )  # fmt: skip
+            view.position = offset
+
         await self._follower.follow(ownership.topic, ownership.partition, view.position, starting=starting)
 
     def unfollow(self, ownership: Ownership) -> None:
