@@ -197,7 +197,9 @@ def print_outcome(
     if not done and not gone:
         errors.print(f"nothing was {word}: no dead letter of these waits" + (f"; {already:,} did" if already else ""))
         return
-    behind = f", with {_many(held, 'message')} held behind" if held else ""
+    behind = f"{_many(held, 'message')} held behind"
+    goes_on = f"; {behind} {'goes' if held == 1 else 'go'} on"  # nobody drops those
+    behind = "" if not held else f", with {behind}" if wish == "redrive" else goes_on
     took = f" in {seconds:.1f} s" if waited is not None and not left else ""
     _line(
         f"{_many(done, 'dead letter')} {word}{behind}{took}"
