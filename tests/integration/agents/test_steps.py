@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Any
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, cast
+
+import pytest
 
 from llmagentos.agents import Context, Message, agent
 from llmagentos.agents.testing import Agents
 from llmagentos.agents.testing.run import running
+from llmagentos.streams.errors import AnswerTimeout
+from llmagentos.streams.registry import open_registry
+from llmagentos.streams.wire import Codec
 
-
-class Died(Exception):
-    """The worker ends here."""
+from .journals import Books
+from .reading import read_topic
 
 
 async def test_a_retry_is_given_what_is_recorded(agents: Agents) -> None:
@@ -92,3 +98,196 @@ async def test_a_handler_that_waits_long_is_suspended_and_goes_on(agents: Agents
         await run.clock.move(3601)
         assert (await asked).text == "awake"
     assert runs == ["run", "before", "run"]
+
+
+async def test_a_thread_has_steps_asks_and_sleeps_and_goes_on_with_what_is_recorded(agents: Agents) -> None:
+    calls: list[str] = []
+
+    @agent("typist", blocking="thread", retries=0)
+    def typist(message: Message, ctx: Any) -> str:
+        word = ctx.step("word", lambda: calls.append("word") or "fine")
+        asked = ctx.ask("poet", word)
+        ctx.sleep(3600)
+        return f"{asked} {ctx.step('end', lambda: calls.append('end') or '!')}"
+
+    @agent("poet")
+    async def poet(message: Message, ctx: Context) -> str:
+        calls.append("poet")
+        return f"a {message.text} line"
+
+    async with agents.run(typist, poet, suspend_after_s=0.1) as run:
+        asked = asyncio.create_task(run.ask("typist", "x", conversation="c"))
+        await Books(agents.settings, "typist").until("suspend")
+        await run.clock.move(3601)
+        assert (await asked).text == "a fine line !"
+    assert calls == ["word", "poet", "end"]
+
+
+async def test_changed_code_is_parked_with_both_names_and_goes_on_once_it_is_mended(
+    agents: Agents, tmp_path: Path
+) -> None:
+    source = """
+        from llmagentos.agents import agent
+
+        @agent("till", retries=0)
+        async def till(message, ctx):
+            price = await ctx.step("{first}", note, "price")
+            if message.text == "fail" and not {mended}:
+                raise ValueError("not yet")
+            return price + " " + await ctx.step("pay", note, "pay")
+
+        def note(what):
+            with open({file!r}, "a") as file:
+                file.write(what + "\\n")
+            return what
+    """
+
+    def code(first: str, mended: bool) -> Path:
+        path = tmp_path / f"till_{agents.settings.prefix.rstrip('.')}.py"
+        path.write_text(dedent(source.format(first=first, mended=mended, file=str(tmp_path / "calls"))))
+        return path
+
+    async with agents.run(code("price", False)) as run:
+        await run.send("till", "fail", conversation="c")
+        (letter,) = await run.dead_letters()
+        assert letter.cause == "failed"
+    async with agents.run(code("cost", True)) as run:
+        await run.redrive()
+        letter = (await run.dead_letters())[-1]
+        assert letter.cause == "changed-code"
+        assert "came to step 'cost' where step 'price' is recorded" in letter.error
+        assert "ctx.version(name)" in letter.traceback
+    async with agents.run(code("price", True)) as run:
+        await run.redrive()
+        assert [message.text for message in await run.outputs("c") if message.type == "result"] == ["price pay"]
+    assert (tmp_path / "calls").read_text().split() == ["price", "pay"]
+
+
+async def test_a_redrive_keeps_recorded_steps_and_an_edited_message_has_its_own(agents: Agents) -> None:
+    calls: list[str] = []
+
+    @agent("till", retries=0)
+    async def till(message: Message, ctx: Context) -> str:
+        said: str = await ctx.step("say", lambda: calls.append(message.text) or message.text)
+        if len(calls) == 1 and len(failed) < 2:
+            failed.append(said)
+            raise ValueError("not yet")
+        return said
+
+    failed: list[str] = []
+    async with agents.run(till) as run:
+        sent = await run.send("till", "first", conversation="c")
+        await run.redrive()
+        assert failed == ["first", "first"]
+        assert calls == ["first"]
+        books = Books(agents.settings, "till")
+        *_, park = await books.lines("park")
+        edited = Message.create("second", to="till", conversation="c")
+        codec = await asyncio.to_thread(lambda: Codec(open_registry(agents.settings)))
+        await asyncio.to_thread(codec.prepare)
+        kept = {"key": b"c", "value": codec.encode(edited), "headers": [], "timestamp": 0}
+        await books.append(
+            park.partition, kind="redrive", offset=sent.offset, conversation_id="c", refers=park.at,
+            message_id=edited.message_id, record=kept,
+        )  # fmt: skip
+        await books.until("done")
+        assert [message.text for message in await run.outputs("c") if message.type == "result"] == ["second"]
+    assert calls == ["first", "second"]
+
+
+async def test_a_handler_waits_for_several_things_over_a_restart_of_all_workers(agents: Agents) -> None:
+    """The answer comes while no worker runs, the approval while it is suspended, and the time is set back and forth."""
+    runs: list[str] = []
+    going = asyncio.Event()
+
+    @agent("asker")
+    async def asker(message: Message, ctx: Context) -> str:
+        runs.append("run")
+        async with asyncio.TaskGroup() as group:  # a suspension is a group of exceptions here
+            said = group.create_task(cast(Any, ctx.ask("oracle", "when?", timeout=90_000)))
+            sure = group.create_task(cast(Any, ctx.approve("sure?")))
+            group.create_task(cast(Any, ctx.sleep(7200)))
+        return f"{said.result()} {sure.result().by} {await ctx.step('end', lambda: 'end')}"
+
+    @agent("oracle")
+    async def oracle(message: Message, ctx: Context) -> str:
+        await going.wait()
+        return "now"
+
+    async with agents.run(oracle) as answering:
+        async with agents.run(asker, suspend_after_s=0.1) as first:
+            await first.send("asker", "x", conversation="c")
+            await Books(agents.settings, "asker").until("suspend", conversation="c")
+        going.set()
+        await answering.settled()
+        async with agents.run(asker, suspend_after_s=0.1) as second:
+            second.clock._ahead_s = -3600  # set back an hour: timers are later by that, and not lost
+            await second.approve("c", by="Ada")
+            await Books(agents.settings, "asker").until("suspend", conversation="c", count=2)
+            await second.clock.move(7100)
+            assert not await Books(agents.settings, "asker").lines("done")
+            await second.clock.move(3700)
+            (done,) = await Books(agents.settings, "asker").until("done", conversation="c")
+        (reply,) = await read_topic(agents.settings, "replies", 1)
+        assert reply.text == "now Ada end"
+    steps = [line.record["step"]["outcome"] for line in await Books(agents.settings, "asker").lines("step")]
+    assert steps.count("answer") == 1
+    assert steps.count("approval") == steps.count("timer") == 1
+    assert done.record["outputs"]
+
+
+async def test_a_deadline_that_passes_while_suspended_is_the_answer_of_every_run(agents: Agents) -> None:
+    said: list[str] = []
+
+    @agent("asker", retries=2, backoff=0.01)
+    async def asker(message: Message, ctx: Context) -> str:
+        try:
+            return cast(str, await ctx.ask("silent", "x", timeout=600))
+        except AnswerTimeout as error:
+            said.append(str(error))
+        if len(said) < 3:
+            raise ValueError("once more")
+        return "no answer"
+
+    @agent("silent")
+    async def silent(message: Message, ctx: Context) -> str:
+        await late.wait()
+        return "late"
+
+    late = asyncio.Event()
+    async with agents.run(asker, silent, suspend_after_s=0.1) as run:
+        asked = asyncio.create_task(run.ask("asker", "x", conversation="c"))
+        books = Books(agents.settings, "asker")
+        (suspended,) = await books.until("suspend")
+        question = suspended.record["waits"][0]["about"]
+        await books.answer(suspended.partition, question, "stranger", "from somebody else")
+        await run.clock.move(601)
+        await books.until("step")
+        late.set()  # one more answer, when the result is known
+        assert (await asked).text == "no answer"
+        answers = [line for line in await books.lines("step") if line.record["step"]["outcome"] == "answer"]
+        assert len(answers) == 1
+    assert len(said) == 3
+    assert len(set(said)) == 1
+    assert "'silent' within 600.0 s: question" in said[0]
+
+
+async def test_the_first_answer_of_who_was_asked_counts(agents: Agents, caplog: pytest.LogCaptureFixture) -> None:
+    @agent("asker")
+    async def asker(message: Message, ctx: Context) -> str:
+        return cast(str, await ctx.ask("silent", "x", timeout=600))
+
+    @agent("silent")
+    async def silent(message: Message, ctx: Context) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    books = Books(agents.settings, "asker")
+    async with agents.run(asker, silent, drain_timeout_s=0.2, suspend_after_s=0.1) as run:
+        asked = asyncio.create_task(run.ask("asker", "x", conversation="c"))
+        (line,) = await books.until("suspend")
+        question = line.record["waits"][0]["about"]
+        for sender, content in (("stranger", "foreign"), ("silent", "first"), ("silent", "second")):
+            await books.answer(line.partition, question, sender, content)
+        assert (await asked).text == "first"
+    assert "an answer from 'stranger' to question" in caplog.text
