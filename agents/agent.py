@@ -44,6 +44,7 @@ class Agent:
         backoff_s: wait before the first retry; doubled for each further one, up to `backoff_max_s`.
         timeout_s: a handler that takes longer has failed; None: no limit but the message's deadline.
         max_in_flight: messages handled at once per worker; None: the settings' bound alone.
+        memory: what it remembers of each conversation: a Pydantic model, or `dict`; None: nothing.
         executor: runs a plain function; None where the function is async.
         description: the function's docstring.
     """
@@ -59,6 +60,7 @@ class Agent:
     backoff_max_s: float = 10.0
     timeout_s: float | None = None
     max_in_flight: int | None = None
+    memory: type | None = None
     executor: Threads | Processes | None = field(default=None, repr=False)
     description: str = field(default="", repr=False)
 
@@ -90,6 +92,7 @@ def agent(
     timeout: float | None = None,
     max_in_flight: int | None = None,
     blocking: Blocking | None = None,
+    memory: type | None = None,
 ) -> Callable[[Function], Agent]:
     """Make an agent of an async function, or with `blocking` of a plain one.
 
@@ -108,9 +111,12 @@ def agent(
         retries, backoff, timeout, max_in_flight: see :class:`Agent`; seconds.
         blocking: how a plain function runs: in a `thread`, or in a `process` of its own. `max_in_flight` is then
             how many threads or processes there are; by default cores + 4 (at most 32), or as many as cores.
+        memory: what `ctx.memory` is: `dict`, or a Pydantic model whose fields all have defaults. It is kept for each
+            conversation, and changed together with the completion of a message.
 
     Raises:
-        AgentError: the name can't be a topic's, the function isn't async, or doesn't take (message, ctx).
+        AgentError: the name can't be a topic's, the function isn't async, or doesn't take (message, ctx); or *memory*
+            can't be one.
     """
     if callable(name):
         raise AgentError(
@@ -135,6 +141,10 @@ def agent(
                 raise AgentError(
                     f"agent {label!r} at {_source(function)}: {field_name} = {value!r}", fix=f"at least {least}"
                 )
+        if memory is not None:
+            from llmagentos.agents.shape import Shape  # few agents need it
+
+            Shape(label, memory, _source(function))
         executor: Threads | Processes | None = None
         most = max_in_flight
         if blocking is not None:
@@ -151,6 +161,7 @@ def agent(
             backoff_s=backoff,
             timeout_s=timeout,
             max_in_flight=most,
+            memory=memory,
             executor=executor,
             description=inspect.cleandoc(function.__doc__ or ""),
         )

@@ -17,7 +17,16 @@ from llmagentos.agents.dead_letters import describe
 from llmagentos.agents.outputs import Output
 from llmagentos.agents.pausing import Pausing
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import AnswerError, AnswerTimeout, ChangedCode, NotOwner, RecordError, StepError
+from llmagentos.streams.errors import (
+    AnswerError,
+    AnswerTimeout,
+    ChangedCode,
+    ChangedState,
+    NotOwner,
+    RecordError,
+    StateError,
+    StepError,
+)
 from llmagentos.streams.message import Message
 
 __all__ = ["Attempts", "Failed", "expired"]
@@ -42,7 +51,7 @@ class Failed:
         """The short stable word of a dead letter."""
         if isinstance(self.error, RecordError):
             return self.error.cause
-        if isinstance(self.error, ChangedCode):
+        if isinstance(self.error, ChangedCode | ChangedState):
             return "changed-code"
         return "timeout" if isinstance(self.error, TimeoutError | AnswerTimeout) else "failed"
 
@@ -136,8 +145,9 @@ class Attempts:
                     pausing.abandoned(turn)
                     return Failed(error, attempt + 1, ctx)
                 # Who answered with an error has tried as often as it may: to ask again would multiply that.
-                # A step's outcome is what it is; what it has no record of is not to be had by another run.
-                final = attempt >= agent.retries or isinstance(error, AnswerError | StepError)
+                # A step's outcome is what it is; what it has no record of is not to be had by another run; and what
+                # is remembered can't be read or kept by another run either.
+                final = attempt >= agent.retries or isinstance(error, AnswerError | StepError | StateError)
                 if pausing.failed(turn, error, message.conversation_id, final=final):
                     log.warning(
                         "agent %s failed message %s of conversation %s, which is kept until others succeed: %s",

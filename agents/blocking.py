@@ -91,6 +91,15 @@ class ThreadContext:
         value = getattr(self._ctx, name)
         return partial(self._call, value) if name in _AWAITED or iscoroutinefunction(value) else value
 
+    @property
+    def memory(self) -> Any:
+        """See `Context.memory`."""
+        return self._ctx.memory
+
+    @memory.setter
+    def memory(self, value: Any) -> None:
+        self._ctx.memory = value
+
     def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
         with self._lock:
             if self._over:

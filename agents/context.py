@@ -13,6 +13,7 @@ from uuid import UUID
 
 import orjson
 
+from llmagentos.agents.memory import no_memory
 from llmagentos.agents.outputs import LATE, Output
 from llmagentos.agents.steps import RESERVED, Identity, Steps
 from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, StepError, TopicError
@@ -22,6 +23,7 @@ from llmagentos.streams.producer import MESSAGE_ID
 
 if TYPE_CHECKING:
     from llmagentos.agents.answers import Answers
+    from llmagentos.agents.memory import State
     from llmagentos.agents.outputs import Outputs
 
 __all__ = ["Approval", "Context"]
@@ -154,6 +156,34 @@ class Context:
     def suspended(self) -> bool:
         """Whether this run is over, as another will go on with the message."""
         return self._steps is not None and self._steps.suspended
+
+    @property
+    def memory(self) -> Any:
+        """What the agent remembers of the conversation, as declared by `@agent(memory=...)`. Change it in place.
+
+        What it has become is kept when the handler has returned, together with all that it says. A handler that fails,
+        or runs again, begins with what was there before.
+
+        Raises:
+            StateError: none is declared.
+        """
+        return self.state.value
+
+    @memory.setter
+    def memory(self, value: Any) -> None:
+        self.state.value = value
+
+    def forget(self) -> None:
+        """Begin anew with :attr:`memory`, as in a new conversation; left so, nothing is kept of it."""
+        self.state.forget()
+
+    @property
+    def state(self) -> State:
+        """The memory, for the engine."""
+        state: State | None = self._work.state
+        if state is None:
+            raise no_memory(self.agent)
+        return state
 
     def end(self) -> None:
         """The handler has returned; raises ChangedCode where it left out what is recorded."""

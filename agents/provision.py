@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
+from llmagentos.agents.agent import Agent
 from llmagentos.agents.cards import Card, read_cards
 from llmagentos.agents.deployment import Deployments
 from llmagentos.agents.loading import LoadedModule
@@ -14,7 +16,7 @@ from llmagentos.streams.errors import DeploymentError, TopicError
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
-from llmagentos.streams.topology import Topic, named
+from llmagentos.streams.topology import named
 from llmagentos.streams.wire import Codec
 
 __all__ = ["SHARED", "provision", "put_back", "retire"]
@@ -55,7 +57,7 @@ def provision(
             )
     cards: list[Card] = []
     for name, agent in loaded.agents.items():
-        inbox, partitions = _agent_topics(settings, name, agent.topic)
+        inbox, partitions = _agent_topics(settings, agent)
         cards.append(
             Card(
                 name=name,
@@ -104,9 +106,11 @@ def _gone(settings: Settings, card: Card) -> bool:
     return not Admin(settings).members([card.deployment])[card.deployment]
 
 
-def _agent_topics(settings: Settings, name: str, foreign: str | None) -> tuple[str, int]:
+def _agent_topics(settings: Settings, agent: Agent) -> tuple[str, int]:
     """Make the topics of one agent; return its inbox and the number of partitions."""
-    own = [named(f"{kind}.NAME").of(name) for kind in ("answers", "dead", "journal")]
+    name, foreign = agent.name, agent.topic
+    kinds = ("answers", "dead", "journal") if agent.memory is None else ("answers", "dead", "journal", "memory")
+    own = [named(f"{kind}.NAME").of(name) for kind in kinds]
     if foreign is None:
         inbox = named("agent.NAME").of(name)
         ensure_topics(settings, [inbox, *own])
@@ -119,7 +123,7 @@ def _agent_topics(settings: Settings, name: str, foreign: str | None) -> tuple[s
             fix="create the topic first, or correct @agent(topic=...): the full name, without our prefix",
         ) from error
     # An answer goes to the partition that its asker owns, so both have the same count.
-    ensure_topics(settings, [Topic(t.name, t.key, t.cleanup, t.retention_ms, partitions, t.holds) for t in own])
+    ensure_topics(settings, [replace(topic, partitions=partitions) for topic in own])
     return foreign, partitions
 
 

@@ -36,6 +36,7 @@ from llmagentos.agents.faults import Faults, Plan
 from llmagentos.agents.foreign import reader
 from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
+from llmagentos.agents.memory import Memories
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
 from llmagentos.streams.clock import Clock
@@ -49,6 +50,7 @@ from llmagentos.streams.errors import (
     TopicError,
 )
 from llmagentos.streams.message import Message
+from llmagentos.streams.mirror import Mirrors
 from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
@@ -159,6 +161,7 @@ class Worker:
         encode_event = codec.writer("llmagentos.Event", "event")
         encode_dead_letter = codec.writer("llmagentos.DeadLetter", "dead_letter")
         answers = Answers(settings, codec, name=self.name)
+        mirrors: Mirrors | None = None
         status: asyncio.Task[None] | None = None
         journal: Journal | None = None
         try:
@@ -169,6 +172,10 @@ class Worker:
             outputs = Outputs(settings, producer, codec.encode, self._clock)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
+            memories: Memories | None = None
+            if any(agent.memory is not None for agent in self.loaded.agents.values()):
+                mirrors = Mirrors(settings, producer, name=self.name, broken=self._broken)
+                memories = Memories(mirrors, codec)
             faults = self._faults(plan, outputs)
             for agent in map(faults.around, self.loaded.agents.values()):
                 topic = agent.topic or settings.topic(f"agent.{agent.name}")
@@ -185,6 +192,7 @@ class Worker:
                     begin_again=lambda tp: self._consumer.begin_again(tp),
                     broken=self._broken,
                     told=partial(self._event, agent=agent.name),
+                    memories=memories,
                     owned_changed=self._owned_changed,
                 )
                 attach(app, topic, inbox)
@@ -216,6 +224,8 @@ class Worker:
             if journal is not None:
                 await journal.stop()
             await answers.stop()
+            if mirrors is not None:
+                await mirrors.stop()
             self._write_status("stopped")
         if self._failure is not None:
             raise self._failure

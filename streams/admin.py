@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from llmagentos.streams.endpoints import brokers, client_config
@@ -214,6 +214,17 @@ class Admin:
         if topic.error is not None:
             raise translate(topic.error, self.settings, doing, topic=name)
         return _describe(topic)
+
+    def topic_id(self, name: str) -> str:
+        """What tells the topic *name* from another of that name, made later or in another cluster.
+
+        Raises:
+            TopicError: there is none.
+        """
+        doing = f"ask for the id of topic {name}"
+        future = self._client.describe_topics(TopicCollection([name]), request_timeout=self.timeout_s)[name]
+        found = self._result(future, doing, topic=name)
+        return f"{found.topic_id}"
 
     def config(self, name: str) -> dict[str, str]:
         """The topic configuration of *name*, defaults included."""

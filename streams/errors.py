@@ -24,6 +24,8 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   |   +-- StepFailed          a step ended by an error that it records
 |   |   +-- StepUnknown         it was under way when its worker died, and may not be run twice
 |   |   +-- ChangedCode         a rerun took another way than what is recorded
+|   +-- StateError              what is to be remembered of a conversation can't be kept
+|   |   +-- ChangedState        what is remembered can't be read by the code as it is
 |   +-- InjectedFault           a fault that was switched on fired
 |       +-- LostReply           as if an answer had not come in time: a TimeoutError too
 +-- DeploymentError             a deployment can't be made, found or changed
@@ -173,6 +175,14 @@ class StepUnknown(StepError):
 
 class ChangedCode(StepError):
     """A rerun met another step than the journal has: its code was changed, or does not repeat itself."""
+
+
+class StateError(AgentError):
+    """What a handler left to be remembered of its conversation can't be kept, or there is nothing of the sort."""
+
+
+class ChangedState(StateError):
+    """What is remembered of a conversation can't be read by the code as it is: the class was changed."""
 
 
 class InjectedFault(AgentError):

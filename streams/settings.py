@@ -108,6 +108,10 @@ class Settings(BaseSettings):
     )
     max_result_bytes: int = Field(32 * 1024 * 1024, ge=1_024, description="Largest result of a step.")
 
+    max_memory_bytes: int = Field(
+        262_144, ge=1_024, description="Largest memory of one conversation; at most half of `max_message_bytes`."
+    )
+
     faults: str = Field(
         "", description="Faults on purpose, for tests: `fail=0.01,delay=0.1:250ms`; see docs/howto/faults.md."
     )

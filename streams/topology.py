@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["TOPICS", "Topic", "named"]
+__all__ = ["FORGOTTEN_MS", "TOPICS", "Topic", "named"]
 
 DAY_MS = 86_400_000
+
+#: That a conversation was forgotten is to be read for so long: who read the topic later than that reads all of it.
+FORGOTTEN_MS = 7 * DAY_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Topic:
         retention_ms: Kafka's retention.ms; None where cleanup is compact.
         partitions: None: the settings' count; 1 where one order over all is needed.
         holds: in words, for people.
+        more: further topic configuration of Kafka's.
     """
 
     name: str
@@ -29,22 +33,16 @@ class Topic:
     retention_ms: int | None
     partitions: int | None
     holds: str
+    more: tuple[tuple[str, str], ...] = ()
 
     def of(self, agent: str) -> Topic:
         """This kind for one agent."""
-        return Topic(
-            self.name.replace("NAME", agent),
-            self.key,
-            self.cleanup,
-            self.retention_ms,
-            self.partitions,
-            self.holds,
-        )
+        return replace(self, name=self.name.replace("NAME", agent))
 
     @property
     def config(self) -> dict[str, str]:
         """Kafka's topic configuration."""
-        config = {"cleanup.policy": self.cleanup}
+        config = {"cleanup.policy": self.cleanup, **dict(self.more)}
         if self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
         return config
@@ -68,6 +66,17 @@ TOPICS: tuple[Topic, ...] = (
         30 * DAY_MS,
         None,
         "what the agent could not handle, with cause",
+    ),
+    Topic(
+        "memory.NAME",
+        "conversation",
+        "compact",
+        None,
+        None,
+        "what the agent remembers of each conversation",
+        # Not at once: a record that came late from a worker that had lost its partition must not be all that is left
+        # of a conversation, before the owner has written again what counts.
+        (("delete.retention.ms", str(FORGOTTEN_MS)), ("min.compaction.lag.ms", str(DAY_MS))),
     ),
     Topic("replies", "conversation", "delete", DAY_MS, None, "answers and tokens to clients"),
     Topic("events", "conversation", "delete", 7 * DAY_MS, None, "lifecycle and audit"),
