@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -131,16 +132,7 @@ def agent(
                 fix="use letters, digits, - and _ (at most 100, beginning with a letter or digit)",
             )
         _check_function(label, function, blocking)
-        for field_name, value, least in (
-            ("retries", retries, 0),
-            ("backoff", backoff, 0),
-            ("timeout", timeout, 0),
-            ("max_in_flight", max_in_flight, 1),
-        ):
-            if value is not None and value < least:
-                raise AgentError(
-                    f"agent {label!r} at {_source(function)}: {field_name} = {value!r}", fix=f"at least {least}"
-                )
+        _check_limits(label, function, retries=retries, backoff=backoff, timeout=timeout, max_in_flight=max_in_flight)
         if memory is not None:
             from llmagentos.agents.shape import Shape  # few agents need it
 
@@ -167,6 +159,17 @@ def agent(
         )
 
     return decorate
+
+
+def _check_limits(label: str, function: Function, **limits: object) -> None:
+    for name, value in limits.items():
+        whole, least = name in ("retries", "max_in_flight"), name in ("timeout", "max_in_flight")
+        if value is None and least:  # no limit
+            continue
+        if isinstance(value, int if whole else int | float) and 0 <= value < math.inf and (value or not least):
+            continue
+        wanted = f"a {'whole number' if whole else 'number of seconds'}, {'above 0' if least else '0 or more'}"
+        raise AgentError(f"agent {label!r} at {_source(function)}: {name} = {value!r}", fix=f"give {wanted}")
 
 
 def _check_function(label: str, function: Function, blocking: Blocking | None) -> None:

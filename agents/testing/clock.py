@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +34,7 @@ class MovableClock(Clock):
 
     async def move(self, seconds: float) -> None:
         """Go *seconds* ahead; all that waits for less is over."""
-        if seconds < 0:
+        if not 0 <= seconds < math.inf:
             raise ValueError(f"a clock goes ahead only, and not by {seconds:g} s")
         self._ahead_s += seconds
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
@@ -66,12 +67,26 @@ def test_missing_parentheses_are_said() -> None:
             pass
 
 
-def test_a_negative_count_is_refused() -> None:
-    with pytest.raises(AgentError, match=r"retries = -1"):
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("retries", -1, "a whole number, 0 or more"),
+        ("retries", 1.5, "a whole number, 0 or more"),
+        ("backoff", float("inf"), "a number of seconds, 0 or more"),
+        ("timeout", 0, "a number of seconds, above 0"),
+        ("timeout", float("nan"), "a number of seconds, above 0"),
+        ("timeout", "5", "a number of seconds, above 0"),
+        ("max_in_flight", 0, "a whole number, above 0"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(name: str, value: Any, fix: str) -> None:
+    with pytest.raises(AgentError, match=rf"{name} = {value!r}") as caught:
 
-        @agent("x", retries=-1)
+        @agent("x", **{name: value})
         async def handler(message, ctx):
             pass
+
+    assert caught.value.fix == f"give {fix}"
 
 
 @pytest.fixture
