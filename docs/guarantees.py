@@ -37,7 +37,6 @@ class Guarantee:
         tests: node ids; one without `::` is a whole file.
         checks: of the chaos runs, by the beginnings of their names.
         benches: whose figures belong to it.
-        there: False: not built yet, but for what `promise` says.
     """
 
     number: int
@@ -48,13 +47,13 @@ class Guarantee:
     tests: tuple[str, ...]
     checks: tuple[str, ...] = ()
     benches: tuple[str, ...] = ()
-    there: bool = True
 
 
 SEEDED = "tests/chaos/test_seeded.py::"
 PARKING = "tests/integration/agents/test_parking.py::"
 OWNERSHIP = "tests/integration/agents/test_ownership.py::"
 REBALANCE = "tests/integration/transport/test_rebalance.py::"
+STEPS = "tests/integration/agents/test_steps.py::"
 HANDLING = "tests/integration/agents/test_handling.py::"
 DEAD = "tests/integration/dead/test_dead.py::"
 SCENARIOS = "tests/chaos/test_scenarios.py::test_all_that_must_hold_holds"
@@ -105,14 +104,21 @@ GUARANTEES = (
     Guarantee(
         4,
         "Recorded is once",
-        "A handler whose outputs are recorded is not run again, its outputs have the same ids however often they"
-        " are sent, and a message whose id finished at another offset is dropped.",
-        "Recorded steps are not built yet. An effect outside of Kafka can happen twice when a worker dies between"
-        " it and the commit: give it the message's id as idempotency key. A duplicate later than `dedup_window`"
-        " finished messages of its partition runs again.",
-        "Several outputs, and whatever was parked or held, are completed by one journal record before anything is"
-        " sent. Ids of outputs follow from the message's. The owner reads the last ids back when it begins.",
-        (OWNERSHIP + "test_outputs_that_are_recorded_are_sent_and_the_handler_is_not_run",
+        "A step's recorded result is given to every rerun; a handler whose outputs are recorded is not run again; a"
+        " message whose id finished at another offset is dropped.",
+        "A step that was under way when its worker died runs again, with the same idempotency key; with"
+        " `at_most_once=True` it does not, and the handler is told `StepUnknown`. What a handler does outside of steps"
+        " can happen again. A duplicate later than `dedup_window` finished messages of its partition runs again. A"
+        " handler must come by its steps in the same order on every run; one that doesn't is parked.",
+        "A result counts when its journal record was read back with no newer claim before it. Handlers with steps,"
+        " several outputs or a changed memory are completed by one record before anything is sent. Ids of outputs,"
+        " questions and keys follow from the message's.",
+        ("tests/integration/agents/test_kills.py::test_no_recorded_step_runs_again_whenever_workers_are_killed",
+         STEPS + "test_another_worker_goes_on_behind_the_last_recorded_step",
+         STEPS + "test_changed_code_is_parked_with_both_names_and_goes_on_once_it_is_mended",
+         STEPS + "test_the_first_answer_of_who_was_asked_counts",
+         "tests/integration/agents/test_memory.py::test_a_recorded_change_counts_though_its_worker_died",
+         OWNERSHIP + "test_outputs_that_are_recorded_are_sent_and_the_handler_is_not_run",
          PARKING + "test_a_message_that_comes_twice_is_handled_once_and_so_after_a_restart",
          HANDLING + "test_ids_of_outputs_follow_from_the_message", "tests/unit/test_dedup.py",
          SEEDED + "test_dedup_is_off", SPEC),
@@ -138,12 +144,16 @@ GUARANTEES = (
     Guarantee(
         6,
         "Waiting is free",
-        "A handler that waits for another agent's answer gives its slot back at once.",
-        "It stays in memory and its offset uncommitted: suspending into the journal is not built yet. At most"
-        " `max_waiting` wait in a worker.",
-        "The lane lends its slot to others while the handler waits.",
-        (HANDLING + "test_agents_that_ask_each_other_do_not_stand_in_each_others_way",),
-        there=False,
+        "A handler that waits for an answer, a time or a person gives its slot back at once; one that waits for long"
+        " is suspended: its offset is released, and it goes on on any worker when what it waits for has come.",
+        "Suspended handlers cost their owner an index entry of about a kilobyte. A handler is ended where it waits and"
+        " run again from its beginning, so that a `finally` runs too. Timers go by the owner's clock.",
+        "The lane lends its slot to others. A suspension is a journal record with the message and what it waits for;"
+        " answers to what is in the journal are in the journal before the position in the answers passes them.",
+        (STEPS + "test_a_handler_that_waits_long_is_suspended_and_goes_on",
+         STEPS + "test_a_handler_waits_for_several_things_over_a_restart_of_all_workers",
+         STEPS + "test_a_deadline_that_passes_while_suspended_is_the_answer_of_every_run",
+         HANDLING + "test_agents_that_ask_each_other_do_not_stand_in_each_others_way", SPEC),
     ),
     Guarantee(
         7,
@@ -193,10 +203,12 @@ GUARANTEES = (
         10,
         "Kafka is the truth",
         "Nothing that decides about delivery is in Redis: it may be killed and emptied.",
-        "Views in Redis that carry the offset they reflect are not built yet.",
-        "Ownership, holding and dedup are read from Kafka alone.",
-        ("tests/chaos/test_faults.py::test_redis_is_killed_and_emptied",),
-        there=False,
+        "Handlers with a memory wait while Redis is out of reach; others don't notice.",
+        "The view of memories carries the offset that it reflects, written in the same transaction, and is made anew"
+        " from the topic from there, or from its beginning. Ownership, holding and dedup are read from Kafka alone.",
+        ("tests/chaos/test_faults.py::test_redis_is_killed_and_emptied",
+         "tests/integration/agents/test_memory_redis.py::test_redis_is_emptied_in_the_middle",
+         "tests/integration/agents/test_memory_redis.py::test_memory_that_believes_an_empty_redis_is_seen"),
     ),
 )  # fmt: skip
 
@@ -216,7 +228,7 @@ def page() -> str:
         "",
         "| | promise |",
         "|---|---|",
-        *(f"| {g.number}. {g.name} | {g.promise if g.there else f'(in part) {g.promise}'} |" for g in GUARANTEES),
+        *(f"| {g.number}. {g.name} | {g.promise} |" for g in GUARANTEES),
         "",
         *_scenarios(chaos),
     ]
