@@ -11,6 +11,9 @@ from llmagentos.streams.invocations import Invocation
 
 __all__ = ["page"]
 
+#: Characters of a value that can be unfolded, where not all is to be shown: some pages; there may be thousands of them.
+UNFOLDED = 10_000
+
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --dim: #6b7686; --ground: #ffffff; --rule: #e4e8ee; --wash: #f5f7fa;
   --good: #2f855a; --bad: #c53030; --wait: #b7791f; --bar: #5a7fb8; }
@@ -29,7 +32,8 @@ p { margin: .35rem 0 1.25rem; color: var(--dim); overflow-wrap: anywhere; }
 .when { white-space: nowrap; }
 .name { overflow-wrap: anywhere; border-left: 2px solid transparent; }
 .message .name { font-weight: 600; }
-.line { position: relative; height: .55rem; align-self: center; background: var(--wash); border-radius: 3px; }
+.line { position: relative; height: .55rem; margin-top: .45rem; align-self: start;
+  background: var(--wash); border-radius: 3px; }
 .message .line { background: transparent; }
 .line i { position: absolute; top: 0; height: 100%; min-width: 3px; border-radius: 3px; background: var(--bar); }
 .text { overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: 12.5px; }
@@ -73,7 +77,7 @@ def page(conversation: str, roots: Sequence[Invocation], *, show: bool = False) 
         last = max(last, int(now.timestamp() * 1000))
     title = escape(f"Conversation {conversation}")
     began = f"{datetime.fromtimestamp(first / 1000).astimezone():%A, %d %B %Y, UTC%z}" if found else ""
-    lines = "\n".join(_row(row, first, max(1, last - first)) for row in found)
+    lines = "\n".join(_row(row, first, max(1, last - first), None if show else UNFOLDED) for row in found)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -94,7 +98,7 @@ def page(conversation: str, roots: Sequence[Invocation], *, show: bool = False) 
 """
 
 
-def _row(row: Row, first: int, whole: int) -> str:
+def _row(row: Row, first: int, whole: int, most: int | None) -> str:
     looks = " ".join(filter(None, ("row", "message" if row.kind == "message" else "step", _LOOKS.get(row.state, ""))))
     end = row.ended or (first + whole if _goes_on(row) else row.at)
     left = 100 * (row.at - first) / whole
@@ -102,8 +106,7 @@ def _row(row: Row, first: int, whole: int) -> str:
     when = datetime.fromtimestamp(row.at / 1000).astimezone()
     text = escape(row.text)
     if row.full != row.text:
-        # What is cut here is a few thousand characters at most in a step's record: the page keeps it whole.
-        text = f"<details><summary>{text}</summary><pre>{escape(row.full)}</pre></details>"
+        text = f"<details><summary>{text}</summary><pre>{escape(row.full[:most])}</pre></details>"
     return (
         f'<div class="{looks}">'
         f'<span class="when" title="{when:%Y-%m-%d}">{when:%H:%M:%S}.{row.at % 1000:03d}</span>'

@@ -42,7 +42,7 @@ _STYLES: Final = {
 #: Columns for the tree at most; a longer name shifts its own line.
 _NAME_WIDTH: Final = 44
 #: Columns for how a row stands.
-_STATE_WIDTH: Final = 30
+_STATE_WIDTH: Final = 36
 #: Characters of a value where no terminal gives a width, as in a pipe and in JSON.
 PIPED_WIDTH: Final = 200
 
@@ -195,6 +195,8 @@ def _step_said(step: Step, show: bool) -> str:
             value = orjson.loads(step.body)
         except orjson.JSONDecodeError:
             return _said(said(step.body), show)
+        if step.state == "failed" and isinstance(value, dict) and {"kind", "text"} == value.keys():
+            value = f"{value['kind']}: {value['text']}"
         return "" if value is None else _said(value, show)
     return _said(said(step.body), show)
 

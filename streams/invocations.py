@@ -388,7 +388,9 @@ def _take_answer(
         step = steps[question, 0] = Step(fields["name"], 0, "question", at, "waits", about=question)
     if step.ended:
         return
-    step.ended, step.state = at, "done"
+    step.ended, step.state, step.blob = at, "done", fields["blob"]
+    if step.blob:
+        return
     try:
         answer = decode(fields["body"])
     except LLMAgentOSError:  # of a newer release, say: that there is one is told all the same

@@ -50,6 +50,19 @@ BILL = {
         "0.02 euro for: a draft about tea\n0.02 euro for: a better text than 'a draft about tea, said the model.'\n",
     ],
 }
+APPROVE = {
+    "sleep 8": ["order-17", "order-18", "refund 300 euro"],
+    "up\nllmagentos waiting": ["order-17", "order-18", "refund 300 euro"],
+    "--wait\nllmagentos waiting": ["approved by ada: called the customer", "its handler has gone on", "nothing waits"],
+    "--as bob": ["nothing was changed: it is approved already, by ada", "called the customer", "status 1"],
+    "cat lookups.txt": [
+        "300 euro are on their way (ada: called the customer).",
+        "approved by ada",
+        "rejected by ada",
+        "Not paid back: ada said 'paid back in May'.",
+    ],
+    "--html order-17.html": ["order-17.html: "],
+}
 FAULTS = {
     "--fault fail=0.5": [
         "faults are on: duplicate=1,fail=0.5,seed=7",
@@ -152,6 +165,14 @@ def test_fixing_and_redriving_a_conversation(shell: dict[str, str], tmp_path: Pa
     ledger = ["ada deposit +100\n", "ada transfer -20\n", "ada withdraw -30\n", "ada deposit +5\n"]
     assert "".join(ledger) in said["--conversation ada --dry-run"]
     assert (tmp_path / "ledger.txt").read_text().count("\n") == 8  # the second redrive did nothing
+
+
+@pytest.mark.timeout(300)
+def test_waiting_for_a_person_over_a_full_stop(shell: dict[str, str], tmp_path: Path) -> None:
+    follow("tutorials/approve.md", shell, tmp_path, APPROVE)
+    assert (tmp_path / "lookups.txt").read_text() == "order 17\norder 18\n"
+    assert (tmp_path / "payments.txt").read_text().count("\n") == 1
+    assert "on their way" in (tmp_path / "order-17.html").read_text()
 
 
 @pytest.mark.timeout(300)
