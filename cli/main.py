@@ -24,6 +24,7 @@ COMMANDS: tuple[str, ...] = (
     "dead",
     "waiting",
     "steps",
+    "memory",
     "schema",
     "deploy",
     "reset",

@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
 import confluent_kafka
+import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -244,6 +245,11 @@ class Mirror:
         """The offset up to which Redis is known to have the partition."""
         return self._reflects
 
+    @property
+    def behind(self) -> int:
+        """Of how many keys the owner wrote a value that Redis hasn't yet."""
+        return len(self._own)
+
     async def get(self, key: bytes) -> bytes | None:
         """The newest value of *key*; waits while Redis is out of reach.
 
@@ -427,29 +433,42 @@ class Mirror:
 
 
 class Look(NamedTuple):
-    """What a mirror says of one key, to whoever only looks.
+    """What is known of one key, to whoever only looks.
 
     Attributes:
         value: None: there is none.
-        reflects: the offset that it is read up to.
+        reflects: the offset up to which the partition is taken into account.
+        mirrored: how far of that Redis had it; -1: Redis is out of reach, or has no mirror of the partition.
     """
 
     value: bytes | None
     reflects: int
+    mirrored: int
 
 
-async def look(settings: Settings, topic: str, partition: int, key: bytes) -> Look | None:
-    """The newest value of *key* by Redis; None: Redis is out of reach, or has no mirror of that partition."""
-    name, _ = _keys(settings, await asyncio.to_thread(lambda: Admin(settings).topic_id(topic)), partition)
-    client = _client(settings)
-    try:
-        with suppress(RedisError, OSError):
-            found = await cast("Awaitable[list[bytes | None]]", client.hmget(name, [_AT, cast(Any, _KEY + key)]))
-            if found[0] is not None:
-                return Look((found[1] or b"")[ORDER_WIDTH:] or None, int(found[0]))
-    finally:
-        await client.aclose()
-    return None
+def look(settings: Settings, spans: Spans, topic: str, partition: int, key: bytes) -> Look:
+    """The newest value of *key*, by Redis as far as that is, and by Kafka for the rest. Blocking.
+
+    Raises:
+        TopicError, BrokerError: there is no such topic, or the cluster does not answer.
+    """
+    low, end = spans.ends(topic, partition)
+    name, _ = _keys(settings, Admin(settings).topic_id(topic), partition)
+    known, mirrored = _Record(_LEAST, b""), -1
+    with (
+        suppress(RedisError, OSError, BrokerError),
+        redis.Redis.from_url(redis_url(settings), socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S) as client,
+    ):
+        found = cast("list[bytes | None]", client.hmget(name, [_AT, cast(Any, _KEY + key)]))
+        if found[0] is not None and low <= int(found[0]) <= end:
+            mirrored = int(found[0])
+            if found[1] is not None:
+                known = _Record(found[1][:ORDER_WIDTH].decode(), found[1][ORDER_WIDTH:])
+    for batch in spans.read({(topic, partition): (max(low, mirrored), end)}):
+        newest, _ = _newest(record for record in batch if record.key() == key)
+        if key in newest and newest[key].order >= known.order:
+            known = newest[key]
+    return Look(known.value or None, end, mirrored)
 
 
 def _now_ms() -> int:

@@ -13,7 +13,6 @@ import redis
 
 from llmagentos.agents import Context, Message, agent
 from llmagentos.agents.testing import Agents, Run
-from llmagentos.streams.message import Message as Sent
 from llmagentos.streams.mirror import Mirror
 from llmagentos.streams.node.ports import free
 from llmagentos.streams.node.valkey import Valkey
@@ -67,17 +66,18 @@ async def plain(message: Message, ctx: Context) -> str:
 
 
 async def say(run: Run, *words: str, conversation: str = "a") -> list[str]:
-    for word in words:
-        found = (await run.ask("counter", word, conversation=conversation)).content
-    return found  # pyright: ignore[reportPossiblyUnbound]
+    *before, last = words
+    for word in before:
+        await run.ask("counter", word, conversation=conversation)
+    return (await run.ask("counter", last, conversation=conversation)).content
 
 
 async def in_redis(run: Run) -> None:
     """Wait until Redis has all that was remembered; before that the worker has it at hand."""
     async with asyncio.timeout(20):
         for worker in run.workers:
-            for assignment in worker._inboxes["counter"].owned.values():
-                while assignment.memory is None or assignment.memory._own:
+            for assignment in worker._inboxes["counter"].owned.values():  # pyright: ignore[reportPrivateUsage]
+                while assignment.memory is None or assignment.memory.behind:
                     await asyncio.sleep(0.01)
 
 
@@ -97,7 +97,7 @@ async def test_memory_that_believes_an_empty_redis_is_seen(
     agents: Agents, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The seeded bug: nobody looks at the offset that Redis reflects."""
-    fields = Mirror._fields
+    fields = Mirror._fields  # pyright: ignore[reportPrivateUsage]
 
     async def believing(self: Mirror, names: list[Any]) -> list[bytes | None]:
         found = await fields(self, names)
@@ -155,7 +155,7 @@ async def test_a_new_owner_needs_no_scan_and_one_that_finds_nonsense_makes_it_an
         read.append(end - start)
         return original(spans, place, start, end)
 
-    original = mirror._read
+    original = mirror._read  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(mirror, "_read", reading)
     async with agents.run(counter, redis=server.url, partitions=1) as run:
         await say(run, *"123")
@@ -199,7 +199,7 @@ async def test_each_message_finds_what_the_one_before_it_left_whatever_happens(
         replies: dict[str, list[list[str]]] = {name: [] for name in conversations}
         seen: set[str] = set()
         for reply in await run.outputs():
-            if isinstance(reply, Sent) and reply.type == "result" and reply.message_id not in seen:
+            if reply.type == "result" and reply.message_id not in seen:
                 seen.add(reply.message_id)
                 replies[reply.conversation_id].append(reply.content)
     for name, lists in replies.items():
