@@ -11,20 +11,27 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from journal_fold import believed, fold, record
+from journal_fold import DECISIONS, Said, believed, fold, record, step, wait
 
-from llmagentos.streams.journal import Note, View
+from llmagentos.streams.journal import Entry, Note, View
 
 OFFSETS = st.integers(0, 5)
 #: Places to refer to; a log has some thirty.
 PLACES = st.integers(0, 30)
 #: How far behind the newest claim a writer's own is.
 STALE = st.sampled_from([0, 0, 0, 1, 2])
-OWNERS = st.sampled_from(["park", "held", "done", "drop", "sent", "copy-parked", "copy-held"])
+OWNERS = st.sampled_from(
+    [
+        *("park", "held", "done", "drop", "sent", "copy-parked", "copy-held", "copy-waiting", "copy-step"),
+        *("step", "step", "answer", "suspend", "suspend", "folded"),
+    ]
+)
+#: What a handler waits for, and what ends it.
+WAITS = [wait("answer", "q"), wait("approval", "ok"), wait("timer", "nap"), wait("answer", "r")]
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["claim", "claim", "claim", "reset"]), st.just(0), st.just(0), st.just(0)),
     st.tuples(OWNERS, OFFSETS, STALE, PLACES),
-    st.tuples(st.sampled_from(["redrive", "discard"]), OFFSETS, st.just(0), PLACES),
+    st.tuples(st.sampled_from(["redrive", "discard", *DECISIONS]), OFFSETS, st.just(0), PLACES),
 )
 
 
@@ -35,7 +42,8 @@ def written(steps: Sequence[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
     for kind, offset, stale, place in steps:
         claim = claims[max(0, len(claims) - 1 - stale)]
         said, ended = fold(log)
-        park = said[offset][2] if offset in said and place % 4 else place
+        known = said.get(offset, Said(""))
+        park = known.park if offset in said and place % 4 else place
         if kind == "claim":
             claims.append(len(log))
             log.append(record("claim"))
@@ -45,9 +53,24 @@ def written(steps: Sequence[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
             log.append(record("sent", claim, refers=place))
         elif offset in ended:
             continue
+        elif kind == "copy-step":
+            firsts = [first for first, _ in known.steps] or [place]
+            log.append(record("copy", claim, offset, refers=firsts[place % len(firsts)], step=step("a", "result")))
         elif kind.startswith("copy"):
             state = kind.removeprefix("copy-")
-            log.append(record("copy", claim, offset, state=state, refers=park if state == "parked" else -1))
+            waits = WAITS[: place % 3] if state == "waiting" else []
+            refers = park if state == "parked" else -1
+            log.append(record("copy", claim, offset, state=state, refers=refers, waits=waits))
+        elif kind == "step":
+            log.append(record("step", claim, offset, step=step("nap" if place % 3 == 0 else f"s{place % 3}", "result")))
+        elif kind == "answer":
+            log.append(record("step", claim, offset, step=step("qr"[place % 2], "answer")))
+        elif kind == "suspend":
+            payload = {"key": b"k"} if known.state in ("", "open") and place % 3 else None
+            waits = [each for bit, each in enumerate(WAITS) if (place + 1) >> bit & 1]
+            log.append(record("suspend", claim, offset, record=payload, waits=waits))
+        elif kind in DECISIONS:
+            log.append(record(kind, -1, offset, step=step("ok", kind)))
         elif kind in ("redrive", "discard"):
             edited = {"key": b"k", "value": b"v", "headers": [], "timestamp": 0} if place % 2 else None
             log.append(record(kind, -1, offset, refers=park, record=edited))
@@ -66,14 +89,14 @@ def compare(log: Sequence[Mapping[str, Any]], view_type: type[View]) -> None:
         assert view.ended == ended, "remembers other ends"
         assert len(view) == len(said)
         assert view.position == at + 1
-        needed = [place for _, place, _, _, wish_at in said.values() for place in (place, wish_at) if place >= 0]
+        needed = {place for each in said.values() for place in each.needed}
         assert view.low() == min([*needed, *ended.values()], default=at + 1), "needs something else"
         for name, conversation in view.open.items():
             assert conversation.order == sorted(entry.offset for entry in conversation), (
                 "is not in the order of the inbox"
             )
             assert conversation.order
-            assert conversation.waits == (conversation.first.state == "parked" and not conversation.first.wish)
+            assert conversation.waits is not said[conversation.first.offset].can_go_on, "believes it can go on"
             assert {entry.conversation_id for entry in conversation} == {name}
 
 
@@ -129,7 +152,62 @@ class Forgetful(View):
         return min((p for p in self._needed if p not in self._unsent), default=self.position)
 
 
-@pytest.mark.parametrize("bug", [Blind, Trusting, AnyPark, Forgetful])
+class Late(View):
+    """The seeded bug: what came before the suspension is waited for, still."""
+
+    def _suspend(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
+        entry.early = ()
+        super()._suspend(entry, record, at)
+
+
+class Spent(View):
+    """The seeded bug: once its message is kept elsewhere, steps are needed no more."""
+
+    def low(self) -> int:
+        steps = {at for entry in self.entries.values() for _, at in entry.steps or ()}
+        return min((place for place in self._needed if place not in steps), default=self.position)
+
+
+class Heirloom(View):
+    """The seeded bug: an edited message has the steps of the one that it takes the place of."""
+
+    def _wish(self, kind: Any, record: Mapping[str, Any], at: int) -> Entry | None:
+        entry = self.entries.get(record["offset"])
+        steps = None if entry is None else entry.steps
+        found = super()._wish(kind, record, at)
+        if found is not None and found.edited:
+            found.steps = steps
+        return found
+
+
+class Bold(View):
+    """The seeded bug: what a newer release says is passed over."""
+
+    def _set_aside(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        return None
+
+
+class Rash(View):
+    """The seeded bug: a person decides for one that is parked."""
+
+    def _decision(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        entry = self.entries.get(record["offset"])
+        if entry is not None and entry.state != "done":
+            self._add_step(entry, record["step"], at)
+        return entry
+
+
+class Doubling(View):
+    """The seeded bug: a copied step is one more."""
+
+    def _copy_step(self, record: Mapping[str, Any], at: int) -> None:
+        super()._copy_step({**record, "refers": at}, at)
+
+
+BUGS = [Blind, Trusting, AnyPark, Forgetful, Late, Spent, Heirloom, Bold, Rash, Doubling]
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_the_fold_sees_a_bug(bug: type[View]) -> None:
     @given(st.lists(STEPS, max_size=30).map(written))
     @settings(max_examples=2_000, deadline=None, database=None, print_blob=False, report_multiple_bugs=False)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from journal_fold import believed, fold, record
+from journal_fold import Said, believed, fold, record, step, wait
 
 from llmagentos.streams.dedup import Dedup
 from llmagentos.streams.gate import CommitGate, decode_finished, decode_note
 from llmagentos.streams.journal import Note, View
+from llmagentos.streams.ownership import copies, places_of
 
 #: Characters of commit metadata: the note takes some 10 of them, so that one or two runs fit.
 ROOM = 22
@@ -37,6 +39,7 @@ class Inbox:
         self.conversations: dict[int, str] = {}
         self.poison: set[str] = set()
         self.many: set[str] = set()
+        self.waits: set[str] = set()  # their handlers do a step, wait for a person, and do another
 
     def put(self, identity: str, conversation: str, gap: int) -> None:
         self.ids[self.end + gap] = identity
@@ -74,7 +77,8 @@ class Owner:
             if (offset < self.start or offset in self.told) and offset not in open_:
                 self.dedup.finished(identity, offset)
         self.view.cover(self.start)
-        self.journaled = {n for n in (*open_, *self.view.ended) if n >= self.start and n not in self.told}
+        kept = open_ - {n for n in open_ if self.view.entries[n].state == "open"}
+        self.journaled = {n for n in (*kept, *self.view.ended) if n >= self.start and n not in self.told}
         for entry in self.view.untold():
             self.write_letter(entry)
 
@@ -101,10 +105,12 @@ class Owner:
             self.send_completion(entry)
         if kind == "park":
             self.write_letter(self.view.entries[offset])
+        if kind == "step":
+            self.advance(offset)  # the handler goes on
+            return
         if kind == "drop":
             self.dedup.finished(self.world.inbox.ids[offset], offset)
-        else:
-            self.gate.finish(offset)
+        self.gate.finish(offset)
 
     def send_completion(self, entry: Any) -> None:
         self.world.effect(self.world.inbox.ids[entry.offset], self.world.log[entry.at]["writer"])
@@ -154,8 +160,9 @@ class Owner:
             return False
         conversation = self.view.open.get(name)
         lane = self.lanes.get(name)
-        if conversation is not None and not conversation.waits and conversation.first.offset not in self.journaled:
-            self.from_journal(conversation.first)
+        first = None if conversation is None or conversation.waits else conversation.first
+        if first is not None and first.state != "open" and first.offset not in self.journaled:
+            self.from_journal(first)
             return True
         if lane:
             self.arrival(lane.popleft())
@@ -171,6 +178,8 @@ class Owner:
         elif identity in self.world.inbox.poison and not entry.wish:
             self.world.runs(self, entry.offset)
             self.post("park", entry.offset)
+        elif identity in self.world.inbox.waits:
+            self.advance(entry.offset)
         elif self.world.records_held:
             self.world.runs(self, entry.offset)
             self.post("done", entry.offset)
@@ -178,6 +187,28 @@ class Owner:
             self.world.runs(self, entry.offset)
             self.world.says(self, entry.offset)
             self.view._close(entry, entry.at)  # pyright: ignore[reportPrivateUsage]
+
+    def advance(self, offset: int) -> None:
+        """The handler of one that waits goes on behind what is recorded."""
+        self.world.runs(self, offset)
+        entry = self.view.entries.get(offset)
+        steps = [self.world.log[at]["step"] for _, at in (entry.steps if entry is not None else None) or ()]
+        results = {each["name"]: each["outcome"] for each in reversed(steps) if self.world.loads_steps}
+        for name in ("first", "ok", "last"):
+            if name in results:
+                continue
+            if name == "ok":
+                record = None if entry is not None and entry.state != "open" else {"key": b"k"}
+                self.post("suspend", offset, record=record, waits=[wait("approval", "ok")])
+                if self.world.releases_early:
+                    self.gate.finish(offset)
+                return
+            self.world.executes(self, offset, name)
+            self.post("step", offset, step=step(name, "result"))
+            if self.world.reads_back:
+                return
+            results[name] = "result"
+        self.post("done", offset, outputs=[results["ok"]])
 
     def arrival(self, offset: int) -> None:
         world = self.world
@@ -191,7 +222,12 @@ class Owner:
         elif conversation is not None and conversation.order[0] < offset and not world.runs_held_early:
             self.post("held", offset)
         elif self.dedup.twin(identity, offset):
-            self.gate.finish(offset)
+            if offset in self.view.entries:
+                self.post("drop", offset)
+            else:
+                self.gate.finish(offset)
+        elif identity in world.inbox.waits:
+            self.advance(offset)
         elif identity in world.inbox.poison:
             world.runs(self, offset)
             self.post("park", offset)
@@ -212,7 +248,9 @@ class Owner:
 
     def copy(self, most: int) -> None:
         for entry in self.view.movable(1 << 60, 1 << 60)[:most]:
-            self.post("copy", entry.offset, state=entry.state, refers=entry.park)
+            found = {place: self.world.log[place] for place in places_of(entry)}
+            for fields in copies(entry, found):
+                self.post("copy", **{k: v for k, v in fields.items() if k not in ("message_id", "at")})
 
     def note(self) -> tuple[int, str]:
         """What it would commit now."""
@@ -233,6 +271,8 @@ class World(RuleBasedStateMachine):
     records_held = True
     runs_held_early = False
     releases_early = False
+    loads_steps = True
+    reads_back = True
     tells_claim = True
 
     def __init__(self) -> None:
@@ -243,6 +283,7 @@ class World(RuleBasedStateMachine):
         self.effects: dict[str, int] = {}  # the first of each id, in order -> who computed it
         self.fast: set[int] = set()  # offsets whose effect came without the journal
         self.discarded: set[str] = set()
+        self.executed: dict[tuple[int, int], set[str]] = {}
         self.letters: set[int] = set()  # of which parks there is a dead letter
         self.owners = [Owner(self, self.commit)]
 
@@ -252,10 +293,28 @@ class World(RuleBasedStateMachine):
         """A record reaches the journal."""
         if entry["kind"] == "done" and entry["claim"] >= self.newest():
             said, ended = fold(self.log)
-            twins = [o for o in (*(o for o, s in said.items() if s[0] == "done"), *ended) if self.done_at(o)]
+            twins = [o for o in (*(o for o, s in said.items() if s.state == "done"), *ended) if self.done_at(o)]
             identity = self.inbox.ids[entry["offset"]]
             assert identity not in {self.inbox.ids[o] for o in twins}, "a second completion"
+            if identity in self.inbox.waits:
+                assert entry["outputs"] == [self.decided(said[entry["offset"]])], "a decision that is not the first"
         self.log.append(entry)
+
+    def recorded(self, said: Said) -> list[Mapping[str, Any]]:
+        """The steps of a message, in their order."""
+        return [self.log[at]["step"] for _, at in said.steps]
+
+    def decided(self, said: Said) -> str:
+        return next(each["outcome"] for each in self.recorded(said) if each["name"] == "ok")
+
+    def executes(self, owner: Owner, offset: int, name: str) -> None:
+        """A step is done."""
+        if owner.claim == self.newest():
+            said = fold(self.log)[0].get(offset, Said(""))
+            assert name not in [each["name"] for each in self.recorded(said)], "a recorded step runs again"
+            executed = self.executed.setdefault((owner.claim, offset), set())
+            assert name not in executed, "a step runs twice in one worker"
+            executed.add(name)
 
     def done_at(self, offset: int) -> bool:
         return any(e["kind"] == "done" and e["offset"] == offset for e in self.log)
@@ -278,11 +337,11 @@ class World(RuleBasedStateMachine):
             return
         said, ended = fold(self.log)
         assert offset not in ended, "what came to its end runs again"
-        assert said.get(offset, ("",))[0] != "done", "what is completed runs again"
+        assert said.get(offset, Said("")).state != "done", "what is completed runs again"
         mine = self.inbox.conversations[offset]
         later = [o for o in self.inbox.ids if o > offset and self.inbox.conversations[o] == mine]
         # What is completed and comes again from the inbox has its turn there, behind what comes before it.
-        done = {o for o, s in said.items() if s[0] == "done"} - owner.journaled
+        done = {o for o, s in said.items() if s.state == "done"} - owner.journaled
         over = set(ended) - owner.journaled | done | self.known_finished(owner)
         assert not over & set(later), "a message runs after a later one of its conversation"
 
@@ -297,7 +356,7 @@ class World(RuleBasedStateMachine):
         return self.owners[-1]
 
     @rule(
-        kind=st.sampled_from(["plain", "plain", "many", "poison"]),
+        kind=st.sampled_from(["plain", "plain", "many", "poison", "waits", "waits"]),
         conversation=st.integers(0, 2),
         gap=st.integers(0, 1),
     )
@@ -307,6 +366,8 @@ class World(RuleBasedStateMachine):
             self.inbox.many.add(identity)
         elif kind == "poison":
             self.inbox.poison.add(identity)
+        elif kind == "waits":
+            self.inbox.waits.add(identity)
         self.inbox.put(identity, f"c{conversation}", gap)
 
     @precondition(lambda self: self.inbox.ids)
@@ -356,10 +417,19 @@ class World(RuleBasedStateMachine):
 
     def wishes(self, park: int, kind: str) -> None:
         offset = self.log[park]["offset"]
-        state = fold(self.log)[0].get(offset, ("", -1, -1, "", -1))
-        if kind == "discard" and state[0] == "parked" and state[2] == park and not state[3]:
+        said = fold(self.log)[0].get(offset, Said(""))
+        if kind == "discard" and said.state == "parked" and said.park == park and not said.wish:
             self.discarded.add(self.inbox.ids[offset])
         self.log.append(record(kind, -1, offset, refers=park, conversation_id=self.inbox.conversations[offset]))
+
+    @precondition(lambda self: self.inbox.waits)
+    @rule(which=st.integers(0, 1_000), approve=st.booleans())
+    def decide(self, which: int, approve: bool) -> None:
+        """A person decides, be it early, late or once more."""
+        offsets = [offset for offset, identity in self.inbox.ids.items() if identity in self.inbox.waits]
+        offset = offsets[which % len(offsets)]
+        kind, conversation = "approve" if approve else "reject", self.inbox.conversations[offset]
+        self.log.append(record(kind, -1, offset, conversation_id=conversation, step=step("ok", kind)))
 
     @rule()
     def commits(self) -> None:
@@ -400,6 +470,7 @@ class World(RuleBasedStateMachine):
         said, ended = fold(self.log)
         for o, identity in self.inbox.ids.items():
             if o < offset or o in listed:
+                assert o not in said or said[o].state != "open", f"offset {o} is lost: there are only its steps"
                 twins = {q for q, i in self.inbox.ids.items() if i == identity}
                 assert identity in self.effects or twins & (said.keys() | ended.keys()), f"offset {o} is lost"
 
@@ -412,7 +483,9 @@ class World(RuleBasedStateMachine):
             heir.fold(self.log[at], at)
         said, ended = fold(self.log)
         listed = {n for first, last in decode_finished(offset, metadata) for n in range(first, last + 1)}
-        assert believed(heir) == said, "an heir believes something else"
+        # What nobody will wait for any more is of no use to it.
+        both = [{o: replace(each, early=()) for o, each in of.items()} for of in (believed(heir), said)]
+        assert both[0] == both[1], "an heir believes something else"
         forgotten = {o for o in ended if o >= offset and o not in listed} - heir.ended.keys()
         assert not forgotten, f"an heir forgets that {forgotten} ended"
 
@@ -431,14 +504,19 @@ class World(RuleBasedStateMachine):
             owner.catch_up()
             owner.deliver(10)
             moved = sum(owner.turn(name) for name in set(self.inbox.conversations.values())) > 0
+            moved = moved or bool(owner.posted)
             while owner.posted:
                 owner.land()
             owner.catch_up()
             said, _ = fold(self.log)
-            for state, _, park, wish, _ in said.values():
-                if state == "parked" and not wish:
-                    assert park in self.letters, "a letter is missing"
-                    self.wishes(park, "redrive")
+            for offset, each in said.items():
+                if each.state == "waiting" and not each.ready:
+                    fields = {"conversation_id": self.inbox.conversations[offset], "step": step("ok", "approve")}
+                    self.log.append(record("approve", -1, offset, **fields))
+                    moved = True
+                if each.state == "parked" and not each.wish:
+                    assert each.park in self.letters, "a letter is missing"
+                    self.wishes(each.park, "redrive")
                     moved = True
             if not moved and owner.position >= self.inbox.end:
                 break
@@ -515,6 +593,29 @@ class SilentView(View):
         return []
 
 
+class SpentView(View):
+    """Steps are needed no more once they were read."""
+
+    def low(self) -> int:
+        steps = {at for entry in self.entries.values() for _, at in entry.steps or ()}
+        return min((place for place in self._needed if place not in steps), default=self.position)
+
+
+class LateView(View):
+    """What was decided before the suspension is waited for, still."""
+
+    def _suspend(self, entry: Any, record: Mapping[str, Any], at: int) -> None:
+        entry.early = ()
+        super()._suspend(entry, record, at)
+
+
+class DoublingView(View):
+    """A step's copy is one more step."""
+
+    def _copy_step(self, record: Mapping[str, Any], at: int) -> None:
+        super()._copy_step({**record, "refers": at}, at)
+
+
 class ForgetfulView(View):
     """What has ended is forgotten at once."""
 
@@ -536,6 +637,9 @@ CROWDED: Steps = [
 ]
 ZOMBIE: Steps = [*COMPLETING, ("rebalance", False), ("land", 1, False)]
 
+BEGUN: Steps = [("produce", "waits", 0, 0), ("deliver", 0, 1), ("work", 0, 0, 1), ("land", 0, True)]
+SUSPENDED: Steps = [*BEGUN, ("land", 0, True)]
+
 #: What is changed, and how it comes to show.
 SEEDS: dict[str, tuple[dict[str, Any], Steps]] = {
     "the gate passes work in flight": ({"gate_type": PassingGate}, [*COMPLETING, ("commits",)]),
@@ -553,6 +657,18 @@ SEEDS: dict[str, tuple[dict[str, Any], Steps]] = {
     "ends are forgotten before a commit covers them": (
         {"view_type": ForgetfulView},
         [*CROWDED, ("wish", 0, "discard"), ("land", 0, True), ("work", 0, 0, 1), ("land", 0, True), ("commits",)],
+    ),
+    "steps are not loaded": ({"loads_steps": False}, [*BEGUN, ("crash",)]),
+    "a handler goes on before its step counts": ({"reads_back": False}, [*SUSPENDED, ("decide", 0, True)]),
+    "suspended before that is in the journal": (
+        {"releases_early": True}, [*BEGUN, ("commits",)],
+    ),
+    "steps are needed no more": ({"view_type": SpentView}, [*SUSPENDED, ("copy", 0, 1), ("commits",)]),
+    "what was decided early is forgotten": (
+        {"view_type": LateView}, [*BEGUN, ("decide", 0, True), ("land", 0, True), ("commits",)],
+    ),
+    "a step's copy is one more": (
+        {"view_type": DoublingView}, [*SUSPENDED, ("copy", 0, 1), ("land", 0, True), ("commits",)],
     ),
     "the note doesn't tell the claim": ({"tells_claim": False}, [*ZOMBIE, ("commits",)]),
 }  # fmt: skip
