@@ -13,6 +13,7 @@ from uuid import UUID
 
 import orjson
 
+from llmagentos.agents.history import MOST
 from llmagentos.agents.memory import no_memory
 from llmagentos.agents.outputs import LATE, Output
 from llmagentos.agents.steps import RESERVED, Identity, Steps
@@ -327,6 +328,35 @@ class Context:
             at_most_once=at_most_once,
             errors=errors,
         )
+
+    def history(self, limit: int = 50) -> Awaitable[list[Message]]:
+        """What was said in the conversation before this message: the last *limit* messages, the oldest first.
+
+        Tasks, and the answers behind what they answer, of all agents in this conversation; as far as topics still have
+        it. It is searched for in the partitions that can hold the conversation, from their beginning: call it once,
+        and keep in :attr:`memory` what every message needs. A rerun is given the same messages, without those that
+        retention has taken meanwhile.
+        """
+        if not 1 <= limit <= MOST:
+            raise StepError(f"agent {self.agent!r}: history(limit={limit!r})", fix=f"give 1 to {MOST:,}")
+        return self._history(self._opened().identity(f"{RESERVED}history"), limit)
+
+    async def _history(self, identity: Identity, limit: int) -> list[Message]:
+        steps, history = self._opened(), self._outputs.history
+        assert history is not None
+        recorded = await steps.meet(identity)
+        if recorded is None:
+            await steps.new(identity)
+            await self._outputs.producer.delivered()  # what this worker answered to the message before
+            found = await asyncio.to_thread(history.before, self.message, limit)
+            places = [(each.topic, each.partition, each.offset) for each in found]
+            await steps.record(identity, "result", orjson.dumps(places), JSON)
+            return found
+        places = orjson.loads(recorded.body)
+        found = await asyncio.to_thread(history.at, places)
+        if len(found) < len(places):
+            self.log.warning("%d of %d earlier messages are gone by now", len(places) - len(found), len(places))
+        return found
 
     def sleep(self, seconds: float) -> Awaitable[None]:
         """Go on after *seconds*, be it days: meanwhile the handler holds nothing, and any worker may go on with it."""

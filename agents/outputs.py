@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import google_crc32c
 
+from llmagentos.agents.history import History
 from llmagentos.streams.admin import partitions_of
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import RecordTooLarge, TopicError, UnknownAgent
@@ -63,6 +64,7 @@ class Outputs:
     Args:
         encode: a message to Confluent wire bytes; also an attribute.
         clock: that deadlines, pauses and limits go by.
+        history: reads what was said before.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Outputs:
         producer: Producer,
         encode: Callable[[Message], bytes],
         clock: Clock | None = None,
+        history: History | None = None,
     ) -> None:
         self.settings = settings
+        self.history = history
         self.producer = producer
         self.clock = clock or Clock()
         self.encode = encode

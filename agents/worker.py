@@ -34,6 +34,7 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.faults import Faults, Plan
 from llmagentos.agents.foreign import reader
+from llmagentos.agents.history import History
 from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.memory import Memories
@@ -161,6 +162,7 @@ class Worker:
         encode_event = codec.writer("llmagentos.Event", "event")
         encode_dead_letter = codec.writer("llmagentos.DeadLetter", "dead_letter")
         answers = Answers(settings, codec, name=self.name)
+        history = History(settings, codec)
         mirrors: Mirrors | None = None
         status: asyncio.Task[None] | None = None
         journal: Journal | None = None
@@ -169,7 +171,7 @@ class Worker:
             producer: Producer = cast(Any, app.producer).core
             self._event = partial(self._produce_event, producer, encode_event)
             journal = Journal(settings, producer, codec, writer=self.name, broken=self._broken)
-            outputs = Outputs(settings, producer, codec.encode, self._clock)
+            outputs = Outputs(settings, producer, codec.encode, self._clock, history)
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
             memories: Memories | None = None
@@ -226,6 +228,7 @@ class Worker:
             await answers.stop()
             if mirrors is not None:
                 await mirrors.stop()
+            await asyncio.to_thread(history.close)
             self._write_status("stopped")
         if self._failure is not None:
             raise self._failure

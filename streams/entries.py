@@ -139,16 +139,20 @@ def _parsed(value: bytes) -> Any:
 class Decoder:
     """Decodes records; the registry is reached in a thread meanwhile, as its schemas are needed only for what is kept.
 
+    Args:
+        codec: None: one of its own.
+
     Raises:
         SchemaError: (by :meth:`entry`) the registry is out of reach.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, codec: Codec | None = None) -> None:
         self._settings = settings
         self._opening: Future[Codec] = Future()
-        self._codec: Codec | None = None
-        # A daemon: where the topics turn out to be out of reach, nobody waits for the registry too.
-        threading.Thread(target=self._open, name="registry", daemon=True).start()
+        self._codec = codec
+        if codec is None:
+            # A daemon: where the topics turn out to be out of reach, nobody waits for the registry too.
+            threading.Thread(target=self._open, name="registry", daemon=True).start()
         self._messages = tuple(settings.topic(kind) for kind in ("agent.", "answers.", "replies"))
         self._others = tuple(settings.topic(kind) for kind in ("dead.", "cards", "events"))
 
