@@ -107,7 +107,12 @@ class Inbox:
         # By assignments, which are partitions: one with thousands of conversations holds no other up.
         order: Turns[Work] = Turns(attrgetter("assignment"))
         self.lanes: Lanes[Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
-        self.pausing = Pausing(agent.name, told=told, changed=self._room.step_aside)
+        self.pausing = Pausing(
+            agent.name,
+            told=told,
+            changed=self._room.step_aside,
+            lent=lambda lent: self.lanes.lend() if lent else self.lanes.reclaim(),
+        )
         self._burial = Burial(
             agent.name,
             outputs,

@@ -37,12 +37,17 @@ class Pausing:
         agent: its name.
         told: takes the events `breaker-open` and `breaker-closed`.
         changed: called when it begins to pause (True), and when all may run again (False).
+        lent: called when a message that failed begins (True) and ends (False) to wait: meanwhile its place among
+            those that may run at once is another's.
     """
 
-    def __init__(self, agent: str, *, told: Told, changed: Callable[[bool], None]) -> None:
+    def __init__(
+        self, agent: str, *, told: Told, changed: Callable[[bool], None], lent: Callable[[bool], None]
+    ) -> None:
         self._agent = agent
         self._told = told
         self._paused = changed
+        self._lent = lent
         self._breaker = Breaker(time.monotonic, self._changed)
         self._said = "closed"
         self._since = 0.0
@@ -74,9 +79,14 @@ class Pausing:
         entry = (work, granted)
         task = asyncio.current_task()
         assert task is not None
-        waiters = self._failed if task in self._kept_in else self._waiters
+        failed = task in self._kept_in
+        waiters = self._failed if failed else self._waiters
         self._kept_in.discard(task)
         waiters.append(entry)
+        if failed:
+            # Where few may run at once, those that failed would fill all places, and nothing could show that the pause
+            # may end. When it has, so many more run for a while as there were tries.
+            self._lent(True)
         self._wake()
         try:
             return await granted
@@ -86,6 +96,9 @@ class Pausing:
             elif entry in waiters:
                 waiters.remove(entry)
             raise
+        finally:
+            if failed:
+                self._lent(False)
 
     def release(self, unwanted: Callable[[Any], bool]) -> None:
         """Send all waiting work that is *unwanted* away without a turn."""

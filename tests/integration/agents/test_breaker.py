@@ -153,20 +153,24 @@ async def test_a_paused_agent_leaves_room_to_the_others(agents: Agents, shop: Sh
         await run.settled()
 
 
-async def test_messages_that_always_fail_do_not_pause_the_others_for_ever(agents: Agents) -> None:
+# Those that wait already are tried first, after 1, 2, 4... seconds.
+@pytest.mark.parametrize(("most", "poisons"), [(None, 8), (2, 6)])
+async def test_messages_that_always_fail_do_not_pause_the_others_for_ever(
+    agents: Agents, most: int | None, poisons: int
+) -> None:
     done: list[str] = []
 
-    @agent("picky", retries=0)
+    @agent("picky", retries=0, max_in_flight=most)
     async def picky(message: Message, ctx: Context) -> None:
         if message.text == "poison":
             raise ValueError("poison")
         done.append(message.conversation_id)
 
     async with agents.run(picky) as run:
-        for number in range(8):
+        for number in range(poisons):
             await run.send("picky", "poison", conversation=f"p{number}")
         await until(lambda: paused(run, "picky"))
         for number in range(20):  # which come when all that is in hand fails
             await run.send("picky", "good", conversation=f"g{number}")
         await until(lambda: len(done) == 20)
-        assert await parked(run) == {f"p{number}" for number in range(8)}
+        assert await parked(run) == {f"p{number}" for number in range(poisons)}
