@@ -25,7 +25,7 @@ body { margin: 0 auto; max-width: 90rem; padding: 2rem 1.5rem; background: var(-
 h1 { margin: 0; font-size: 1.35rem; overflow-wrap: anywhere; }
 p { margin: .35rem 0 1.25rem; color: var(--dim); overflow-wrap: anywhere; }
 .rows { border-top: 1px solid var(--rule); }
-.row { display: grid; grid-template-columns: 6.5rem minmax(12rem, 24rem) 11rem minmax(6rem, 1fr) minmax(8rem, 2fr);
+.row { display: grid; grid-template-columns: 6.5rem minmax(12rem, 22rem) 15rem minmax(6rem, 1fr) minmax(8rem, 2fr);
   gap: 0 1rem; padding: .3rem .25rem; border-bottom: 1px solid var(--rule); align-items: baseline; }
 .row.message { background: var(--wash); }
 .when, .how { color: var(--dim); font-variant-numeric: tabular-nums; }
@@ -112,7 +112,7 @@ def _row(row: Row, first: int, whole: int, most: int | None) -> str:
         f'<span class="when" title="{when:%Y-%m-%d}">{when:%H:%M:%S}.{row.at % 1000:03d}</span>'
         f'<span class="name" style="margin-left:{row.depth * 1.1:.1f}rem">{escape(row.name)}</span>'
         f'<span class="how">{escape(row.how)}</span>'
-        f'<span class="line"><i style="left:{left:.2f}%;width:{wide:.2f}%"></i></span>'
+        f'<span class="line"><i style="left:min({left:.2f}%,100% - 3px);width:{wide:.2f}%"></i></span>'
         f'<span class="text">{text}</span></div>'
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ WHAT_WIDTH = 70
 LOOK_S = 0.25
 #: Conversations that are named where the one that was given waits for nothing.
 CLOSE = 3
+#: Names that are looked through for those: a second's work.
+LOOKED_THROUGH = 10_000
+#: From so many rows on they are written as plain lines: a table of 20,000 takes many seconds.
+PLAIN = 1_000
 
 _AGENT = typer.Option([], "--agent", "-a", help="Of this agent; may be given again.", show_default=False)
 _STEP = typer.Option(None, "--step", min=1, help="Which approval, of several: as `waiting` says.")
@@ -258,7 +263,7 @@ def _nothing(pendings: Pendings, conversation: str, agents: Sequence[str], found
             fix=f"`llmagentos steps {conversation}` shows how it stands",
         )
     others = {p.conversation_id for p in pendings.read(Selection(tuple(agents), kinds=["approval"]))}
-    close = difflib.get_close_matches(conversation, sorted(others), CLOSE)
+    close = difflib.get_close_matches(conversation, sorted(others)[:LOOKED_THROUGH], CLOSE)
     of = f" of {', '.join(agents)}" if agents else ""
     return InputError(
         f"nothing{of} waits for an approval in conversation {conversation!r}"
@@ -314,6 +319,12 @@ def _print_each(found: Iterable[Pending], output: Output) -> None:
             }
         )
     columns = ["agent", "conversation", "step", "waits for", "since", "due", "held"]
+    if pretty and len(rows) > PLAIN:
+        widths = [max(len(name), *(len(str(row[name])) for row in rows)) for name in columns]
+        for row in (dict(zip(columns, columns, strict=True)), *rows):
+            cells = (f"{row[name]!s:<{width}}" for name, width in zip(columns, widths, strict=True))
+            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        return
     print_rows(rows, columns, output=output, wrap=["conversation", "waits for"], empty="nothing waits")
 
 

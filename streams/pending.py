@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import confluent_kafka
@@ -224,13 +224,10 @@ class Pendings:
         Raises:
             InputError: there is no agent of that name.
         """
-        places = self.places(selection)
-        self.views.add([p for p in places if p not in self.views], time.time_ns() // 1_000_000, self._log)
-        self.views.refresh()
-        found: list[Pending] = []
-        for place in places:
-            for conversation in self.views[place].open.values():
-                found += filter(selection.wants, self._of(place, conversation.first, len(conversation) - 1))
+        found = self._read(selection, self.places(selection))
+        if not found and selection.conversation is not None:
+            # Who wrote its messages may have put them where another partitioner says.
+            found = self._read(selection, self.places(replace(selection, conversation=None)))
         return sorted(found, key=lambda pending: (pending.since, pending.agent, pending.partition, pending.offset))
 
     def places(self, selection: Selection) -> list[Place]:
@@ -293,6 +290,18 @@ class Pendings:
         return sorted(ended.values(), key=lambda end: end.at)
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _read(self, selection: Selection, places: Sequence[Place]) -> list[Pending]:
+        self.views.add([p for p in places if p not in self.views], time.time_ns() // 1_000_000, self._log)
+        self.views.refresh()
+        found: list[Pending] = []
+        for place in places:
+            opened = self.views[place].open
+            name = selection.conversation
+            wanted = opened.values() if name is None else [opened[name]] if name in opened else []
+            for conversation in wanted:
+                found += filter(selection.wants, self._of(place, conversation.first, len(conversation) - 1))
+        return found
 
     def _decoded(self, record: confluent_kafka.Message) -> dict[str, Any] | None:
         try:

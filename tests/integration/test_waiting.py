@@ -157,6 +157,12 @@ async def test_people_decide_and_see_what_was_done(agents: Agents, suspend_after
         assert tree[0]["steps"][1]["message"]["waits"][0]["for"] == "approval"
         assert tree[0]["state"] == ("waiting" if suspended else "open")
         await one_of_three_decisions_counts("ask-1")
+        if not suspended:  # the rest is the same for both
+            await run.approve("ask-1", agent="refunds", by="ada")
+            await waits(run, "ask-1", "and tell")
+            await run.reject("ask-1", agent="refunds", by="ada")
+            assert (await asked["ask-1"]).text == "ada: ; False"
+            return
         await run.approve("ask-1", agent="refunds", by="ada", why="<script>alert(1)</script>")
         await waits(run, "ask-1", "and tell")
         await run.clock.move(86_401)
