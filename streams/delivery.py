@@ -21,7 +21,11 @@ Wait = Callable[[list[asyncio.Future[None]]], Awaitable[None]]
 
 
 class Place(NamedTuple):
-    """Where Kafka keeps a record."""
+    """Where Kafka keeps a record.
+
+    The offset is -1 where Kafka has it and does not say where: the record was sent again, as the first answer was lost
+    with its broker, and the broker only says that it has it already (KIP-98, DUPLICATE_SEQUENCE_NUMBER).
+    """
 
     topic: str
     partition: int
@@ -64,13 +68,14 @@ class Delivery:
     :class:`TopicError` or :class:`AccessError`. A failure that nobody awaits is told by :meth:`Producer.delivered`.
     """
 
-    __slots__ = ("_epoch", "_error", "_futures", "_wait", "offset", "partition", "topic")
+    __slots__ = ("_epoch", "_error", "_futures", "_wait", "acknowledged", "offset", "partition", "topic")
 
     def __init__(self, epoch: Epoch, topic: str, wait: Wait) -> None:
         self._wait = wait
         self._epoch = epoch
         self._error: LLMAgentOSError | None = None
         self._futures: list[asyncio.Future[None]] | None = None
+        self.acknowledged = False  # whether Kafka has it
         self.topic = topic
         self.partition: int = -1
         self.offset: int = -1
@@ -81,8 +86,10 @@ class Delivery:
         epoch.acked += 1
         epoch.acked_bytes += len(record)
         if error is None:
+            self.acknowledged = True
             self.partition = cast(int, record.partition())  # None only before the delivery
-            self.offset = cast(int, record.offset())
+            offset = record.offset()
+            self.offset = -1 if offset is None else offset  # see Place
         else:
             self._error = epoch.fail(error, record)
         if self._futures is not None:
@@ -93,7 +100,7 @@ class Delivery:
     @property
     def done(self) -> bool:
         """Whether the outcome is known."""
-        return self.offset >= 0 or self._error is not None
+        return self.acknowledged or self._error is not None
 
     def __await__(self) -> Generator[Any, None, Place]:
         if not self.done:

@@ -17,7 +17,7 @@ from typing import Any
 import confluent_kafka
 
 from llmagentos.streams.delivery import Delivery
-from llmagentos.streams.errors import BrokerError, NotOwner, RecordError, RecordTooLarge, SchemaError
+from llmagentos.streams.errors import BrokerError, DeliveryError, NotOwner, RecordError, RecordTooLarge, SchemaError
 from llmagentos.streams.follower import Follower
 from llmagentos.streams.journal import BLANK, COMMANDS, KINDS, SUBJECT, Entry, Kind, Note, View
 from llmagentos.streams.producer import Producer
@@ -105,6 +105,8 @@ class Ownership:
         if self._over:
             raise self._not_owner()
         at = (await self._journal.post(self, kind, self._claim, entry, key)).offset
+        if at < 0:
+            raise self._journal.nowhere(self)
         if self.view.position <= at:
             future = self._waiting[at] = asyncio.get_running_loop().create_future()
             await future
@@ -312,6 +314,15 @@ class Journal:
         for each, place in below:
             if not each.over:
                 self.post(each, "sent", each._claim, {"refers": place}, None)  # pyright: ignore[reportPrivateUsage]
+
+    def nowhere(self, ownership: Ownership) -> NotOwner:
+        """Kafka has a record and does not say where, so that nobody can tell when it was read back: end the worker.
+
+        The next owner reads it with all others.
+        """
+        place = f"{ownership.topic}[{ownership.partition}]"
+        self._broken(DeliveryError(f"{place}: a record is there, but its offset was lost with a broker's answer"))
+        return NotOwner(f"{self.writer} gives up {place}, as it can't tell where its last record is", kept="all of it")
 
     async def quiesce(self) -> None:
         """Do nothing any more of its own accord; what is owned may still write."""

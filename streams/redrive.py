@@ -272,7 +272,7 @@ def outstanding(letters: Letters, chosen: Sequence[Letter], outcome: Outcome) ->
     in_inbox = {
         (letter.agent, delivery.partition, delivery.offset): letter
         for letter, delivery in outcome.sent
-        if delivery.done
+        if delivery.offset >= 0
     }
     while True:
         views.refresh()

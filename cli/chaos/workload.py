@@ -239,9 +239,8 @@ class Production(threading.Thread):
                     await asyncio.sleep(SLICE_S)
                 await producer.delivered()
         finally:
-            self.acknowledged = [
-                line for line, delivery in zip(self._lines, deliveries, strict=False) if delivery.offset >= 0
-            ]
+            sent = zip(self._lines, deliveries, strict=False)
+            self.acknowledged = [line for line, delivery in sent if delivery.acknowledged]
 
     def _value(self, codec: Codec, line: Line) -> bytes:
         message = Message.create(
