@@ -243,8 +243,16 @@ class _Run:
         keys: set[str] = set()
         read = 0
 
-        def watch() -> None:
+        def count() -> None:
             nonlocal read
+            with self.ledger.open("rb") as file:
+                file.seek(read)
+                whole = file.read().rpartition(b"\n")[0]
+            read += len(whole) + bool(whole)
+            keys.update(orjson.loads(line)["key"] for line in whole.splitlines())
+            self.progress.effects = len(keys)
+
+        def watch() -> None:
             while not over.wait(LOOK_S):
                 for worker in self.cluster.workers():
                     try:
@@ -252,12 +260,7 @@ class _Run:
                     except psutil.NoSuchProcess:
                         continue
                     self.memory.setdefault(worker.pid, []).append((time.time(), size))
-                with self.ledger.open("rb") as file:
-                    file.seek(read)
-                    whole = file.read().rpartition(b"\n")[0]
-                read += len(whole) + bool(whole)
-                keys.update(orjson.loads(line)["key"] for line in whole.splitlines())
-                self.progress.effects = len(keys)
+                count()
 
         thread = threading.Thread(target=watch, name="watch", daemon=True)
         thread.start()
@@ -266,6 +269,7 @@ class _Run:
         finally:
             over.set()
             thread.join()
+            count()
 
     # -- the work
 
