@@ -35,7 +35,8 @@ class Answers:
     def __init__(self, settings: Settings, codec: Codec, *, name: str) -> None:
         self._codec = codec
         self._waiting: dict[str, tuple[asyncio.Future[Message], str]] = {}  # and who was asked
-        self._early: dict[str, Message] = {}  # by question, oldest first
+        self._early: dict[str, tuple[Message, tuple[str, int] | None, int]] = {}  # by question, oldest first; its place
+        self._passed_over: dict[tuple[str, int], int] = {}  # the first answer of a partition that was not kept
         self._early_most = settings.max_waiting
         self._positions: dict[tuple[str, int], int] = {}
         self._takers: dict[tuple[str, int], Callable[[Message, int], bool]] = {}
@@ -57,7 +58,7 @@ class Answers:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[question] = (future, asked)
         if (early := self._early.pop(question, None)) is not None:
-            self.hand(early)
+            self.hand(early[0])
         return future
 
     def route(self, topic: str, partition: int, taker: Callable[[Message, int], bool]) -> None:
@@ -80,8 +81,9 @@ class Answers:
         await self._follower.follow(topic, partition, start, starting=starting)
 
     def position(self, topic: str, partition: int) -> int:
-        """Every answer below this offset was read; -1: none is read, as nobody asked."""
-        return self._positions.get((topic, partition), -1)
+        """Every answer below this offset was read, and kept while its question may be asked; -1: nobody asked."""
+        place = (topic, partition)
+        return min(self._positions.get(place, -1), self._passed_over.get(place, self._positions.get(place, -1)))
 
     def forget(self, question: str) -> None:
         """Nobody waits for it any more."""
@@ -92,6 +94,7 @@ class Answers:
         for partition in partitions:
             self._positions.pop((topic, partition), None)
             self._takers.pop((topic, partition), None)
+            self._passed_over.pop((topic, partition), None)
         self._follower.unfollow((topic, partition) for partition in partitions)
 
     def decode(self, value: bytes) -> Message:
@@ -115,14 +118,14 @@ class Answers:
                 continue
             taker = self._takers.get(place)
             if taker is None or not taker(answer, record.offset() or 0):
-                self.hand(answer)
+                self.hand(answer, place, record.offset() or 0)
 
-    def hand(self, answer: Message) -> None:
-        """Give an answer to who waits for it, or will."""
+    def hand(self, answer: Message, place: tuple[str, int] | None = None, at: int = -1) -> None:
+        """Give an answer to who waits for it, or will; *place*: where it was read, if it is nowhere else."""
         question = answer.caused_by or ""
         future, asked = self._waiting.get(question, (None, ""))
         if future is None:
-            self._keep(answer)
+            self._keep(answer, place, at)
         elif answer.sender != asked and not (answer.type == "error" and LATE in answer.attributes):
             log.warning("agent %r answered question %s, which was for %r: passed over", answer.sender, question, asked)
         else:
@@ -130,8 +133,10 @@ class Answers:
             if not future.done():
                 future.set_result(answer)
 
-    def _keep(self, answer: Message) -> None:
+    def _keep(self, answer: Message, place: tuple[str, int] | None, at: int) -> None:
         """Nobody waits for it: its question will perhaps be asked again, by a handler that runs again."""
-        self._early.setdefault(answer.caused_by or "", answer)
+        self._early.setdefault(answer.caused_by or "", (answer, place, at))
         if len(self._early) > self._early_most:
-            del self._early[next(iter(self._early))]
+            _, place, at = self._early.pop(next(iter(self._early)))
+            if place is not None and place in self._positions:  # the next owner is to read it again
+                self._passed_over[place] = min(at, self._passed_over.get(place, at))

@@ -16,7 +16,7 @@ from llmagentos.agents.waiting import Waiting
 from llmagentos.streams.dedup import Dedup, identity_in
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
 from llmagentos.streams.journal import Conversation, Entry, Note
-from llmagentos.streams.message import Message
+from llmagentos.streams.message import Message, asker_of
 from llmagentos.streams.mirror import Mirror
 from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.transport.sink import Start
@@ -61,6 +61,7 @@ class Assignment:
         self.taken = 0
         self.start = start
         self.dedup = Dedup(dedup_window, committed)
+        self._committed = committed
         self.journaled: set[int] = set()
         self.view: Mapping[str, Conversation] = {}
         self.entries: Mapping[int, Entry] = {}
@@ -116,7 +117,7 @@ class Assignment:
         view = self._ownership.view
         self.view, self.entries = view.open, view.entries
         self.waiting = wait(self._ownership)
-        self._answers.route(self._answers_topic, tp.partition, self.waiting.answered)
+        self._answers.route(self._answers_topic, tp.partition, self._answered)
         await self._follow_answers()
         for entry in view.entries.values():
             if entry.state == "waiting":
@@ -185,6 +186,14 @@ class Assignment:
         """No message begins any more: those that wait for what is remembered are told so."""
         if self.memory is not None:
             self.memory.close()
+
+    def _answered(self, answer: Message, at: int) -> bool:
+        """Whether an answer goes by the journal, or nowhere, as the message of who asked is finished."""
+        assert self.waiting is not None
+        if self.waiting.answered(answer, at):
+            return True
+        asker = asker_of(answer.caused_by or "")
+        return asker is not None and asker < self._committed() and asker not in self.entries
 
     # -- the note for the next owner ----------------------------------------------------------------------------
 
