@@ -211,12 +211,16 @@ class ProcessContext:
 
     Attributes:
         agent, message, attempt, partition: as of `Context`.
+        state: a copy of the agent's memory of the conversation; None: it has none.
+        forgotten: whether the handler began anew with it.
     """
 
     agent: str
     message: Message
     attempt: int
     partition: int
+    state: Any = field(default=None, repr=False)
+    forgotten: bool = field(default=False, repr=False)
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list, repr=False)
 
     @property
@@ -239,6 +243,24 @@ class ProcessContext:
     def log(self) -> logging.Logger:
         """Logs to the worker's log."""
         return logging.getLogger(f"llmagentos.agent.{self.agent}")
+
+    @property
+    def memory(self) -> Any:
+        """What the agent remembers of the conversation; see `Context.memory`."""
+        if self.state is None:
+            from llmagentos.agents.memory import no_memory
+
+            raise no_memory(self.agent)
+        return self.state
+
+    @memory.setter
+    def memory(self, value: Any) -> None:
+        self.state = value
+
+    def forget(self) -> None:
+        """Begin anew with the memory; see `Context.forget`."""
+        self.state = type(self.memory)()
+        self.forgotten = True
 
     def reply(
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
@@ -299,6 +321,8 @@ class Processes:
     async def __call__(self, message: Message, ctx: Context) -> Any:
         child = self._idle.pop() if self._idle else _Child()
         task = ProcessContext(ctx.agent, message, ctx.attempt, ctx.partition)
+        if ctx.remembers:
+            task.state = ctx.memory
         try:
             outcome = await child.run(self._function, task)
         except BrokenProcessPool as error:
@@ -317,6 +341,10 @@ class Processes:
         if outcome.error is not None:
             outcome.error.raised_at = outcome.raised_at  # type: ignore[attr-defined]
             raise outcome.error from ProcessTraceback(f"\n{outcome.traceback}")
+        if outcome.forgotten:
+            ctx.forget()
+        if ctx.remembers:
+            ctx.memory = outcome.state
         for method, args, options in outcome.calls:
             await getattr(ctx, method)(*args, **options)
         return outcome.result
@@ -338,6 +366,8 @@ class _Outcome:
 
     result: Any = None
     calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    state: Any = None
+    forgotten: bool = False
     error: Any = None
     traceback: str = ""
     raised_at: str = ""
@@ -399,7 +429,7 @@ def _run(place: tuple[str, str], task: bytes) -> bytes:
     try:
         function = _find(*place)
         outcome.result = function(ctx.message, ctx)
-        outcome.calls = ctx.calls
+        outcome.calls, outcome.state, outcome.forgotten = ctx.calls, ctx.state, ctx.forgotten
         try:
             return pickle.dumps(outcome)
         except Exception as error:

@@ -179,6 +179,11 @@ class Context:
         self.state.forget()
 
     @property
+    def remembers(self) -> bool:
+        """Whether its agent has a memory."""
+        return self._work.state is not None
+
+    @property
     def state(self) -> State:
         """The memory, for the engine."""
         state: State | None = self._work.state

@@ -19,7 +19,7 @@ from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.shape import Shape
 from llmagentos.streams.errors import ChangedState, RecordError, StateError
 from llmagentos.streams.message import JSON, Message
-from llmagentos.streams.mirror import ORDER, Mirror, Mirrors, order_of
+from llmagentos.streams.mirror import ORDER, Known, Mirror, Mirrors, order_of
 
 if TYPE_CHECKING:
     from llmagentos.agents.attempts import Attempts, Failed
@@ -63,19 +63,20 @@ class State:
     """The memory of one conversation, while one message of it is handled.
 
     Args:
-        found: the record in the memory topic; None: there is none.
+        known: the newest record in the memory topic.
 
     Attributes:
         value: what the handler sees and changes.
         changed: the outcome of the attempt that succeeded is another than what was there.
     """
 
-    __slots__ = ("_before", "_forgotten", "_found", "_remembering", "_work", "changed", "message", "value")
+    __slots__ = ("_before", "_forgotten", "_found", "_order", "_remembering", "_work", "changed", "message", "value")
 
-    def __init__(self, remembering: Remembering, work: Work, message: Message, found: bytes | None) -> None:
+    def __init__(self, remembering: Remembering, work: Work, message: Message, known: Known) -> None:
         self._remembering = remembering
         self._work = work
-        self._found = found
+        self._found = known.value
+        self._order = known.order
         self._before = b""
         self._forgotten: bytes | None = None
         self.message = message
@@ -91,7 +92,7 @@ class State:
         shape = self._remembering.shape
         self.changed = False
         self._forgotten = None
-        self.value = shape.fresh() if self._found is None else self._read(self._found)
+        self.value = self._read(self._found) if self._found else shape.fresh()
         # Not the bytes that were found: a field that is new to the class is no change of the handler's.
         self._before = shape.encode(self.value)
 
@@ -110,8 +111,8 @@ class State:
         try:
             body = remembering.shape.encode(self.value)
             if body == self._forgotten or (self.value == {} and remembering.shape.kind is dict):
-                self.changed = self._found is not None
-                return remembering.output(self._work, message, None) if self.changed else None
+                self.changed = bool(self._found)
+                return remembering.output(self._work, message, None, self._order) if self.changed else None
             if body == self._before:
                 return None
             if remembering.shape.kind is not dict:  # what is changed in place, Pydantic doesn't look at
@@ -134,7 +135,7 @@ class State:
                 f" `llmagentos dead redrive --agent {remembering.agent}`",
             )
         self.changed = True
-        return remembering.output(self._work, message, body)
+        return remembering.output(self._work, message, body, self._order)
 
     def _read(self, found: bytes) -> Any:
         remembering, message = self._remembering, self.message
@@ -193,14 +194,14 @@ class Remembering:
         assert mirror is not None
         key = work.conversation(message).encode(errors="surrogatepass")
         if mirror.ready:
-            found = await mirror.get(key)
+            known = await mirror.get(key)
         else:
             self._waits(work, True)
             try:
-                found = await mirror.get(key)
+                known = await mirror.get(key)
             finally:
                 self._waits(work, False)
-        work.state = cast(Any, State(self, work, message, found))  # of this module by its other name
+        work.state = cast(Any, State(self, work, message, known))  # of this module by its other name
         return await self._attempts.run(work, message, context)
 
     async def _handle(self, handler: Callable[[Message, Any], Any], message: Message, ctx: Context) -> Any:
@@ -211,8 +212,12 @@ class Remembering:
             ctx.collected.append(output)
         return result
 
-    def output(self, work: Work, message: Message, body: bytes | None) -> Output:
-        """What is to be written into the memory topic: *body*, or that it is forgotten."""
+    def output(self, work: Work, message: Message, body: bytes | None, before: str) -> Output:
+        """What is to be written into the memory topic: *body*, or that it is forgotten.
+
+        Args:
+            before: the order of what was there.
+        """
         conversation_id = work.conversation(message)
         value = None
         if body is not None:
@@ -226,7 +231,7 @@ class Remembering:
                     "body": body,
                 }
             )
-        order = order_of(work.assignment.ownership.epoch, work.offset)
+        order = order_of(work.assignment.ownership.epoch, work.offset, before)
         key = conversation_id.encode(errors="surrogatepass")
         return Output(self.topic, value, key, work.tp.partition, [(ORDER, order.encode())])
 

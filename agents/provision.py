@@ -12,6 +12,7 @@ from llmagentos.agents.cards import Card, read_cards
 from llmagentos.agents.deployment import Deployments
 from llmagentos.agents.loading import LoadedModule
 from llmagentos.streams.admin import Admin, ensure_topics, partitions_of
+from llmagentos.streams.endpoints import redis_url
 from llmagentos.streams.errors import DeploymentError, TopicError
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
@@ -42,8 +43,10 @@ def provision(
     Raises:
         DeploymentError: another deployment serves an agent of one of the names.
         TopicError: a topic has another number of partitions than it must, or an agent's own topic is missing.
-        BrokerError: the cluster does not answer.
+        BrokerError: the cluster does not answer; or no Redis is known, and an agent has a memory.
     """
+    if any(agent.memory is not None for agent in loaded.agents.values()):
+        redis_url(settings)  # which memory is read through: better said now than by each worker
     ensure_topics(settings, [named(name) for name in SHARED])
     codec = Codec(open_registry(settings))
     codec.prepare()

@@ -37,7 +37,7 @@ from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import FORGOTTEN_MS
 
-__all__ = ["ORDER", "Look", "Mirror", "Mirrors", "look", "order_of"]
+__all__ = ["ORDER", "Known", "Look", "Mirror", "Mirrors", "look", "order_of"]
 
 log = logging.getLogger(__name__)
 
@@ -105,14 +105,26 @@ class _Lost(Exception):
         self.level = level
 
 
-class _Record(NamedTuple):
+class Known(NamedTuple):
+    """The newest record of a key.
+
+    Attributes:
+        order: what a newer one must be above.
+        value: empty: it was deleted, or never there.
+    """
+
     order: str
-    value: bytes  # empty: deleted
+    value: bytes
 
 
-def order_of(claim: int, offset: int) -> str:
-    """The order of what the owner by the claim *claim* wrote because of the message at *offset*."""
-    return f"{claim + 1:020d}{offset + 1:020d}"
+def order_of(claim: int, offset: int, before: str) -> str:
+    """The order of what the owner by the claim *claim* writes because of the message at *offset*.
+
+    Args:
+        before: of what it makes it of. A journal that was deleted and made anew begins with low claims again: they
+            must not lose against what was written before.
+    """
+    return max(f"{claim + 1:020d}{offset + 1:020d}", f"{int(before) + 1:0{ORDER_WIDTH}d}")
 
 
 def _keys(settings: Settings, topic_id: str, partition: int) -> tuple[str, str]:
@@ -230,7 +242,7 @@ class Mirror:
         self._lost: Exception | None = None
         self._news = asyncio.Event()
         self._arrived: deque[confluent_kafka.Message] = deque()
-        self._own: dict[bytes, _Record] = {}  # what is written, and not in Redis yet
+        self._own: dict[bytes, Known] = {}  # what is written, and not in Redis yet
         self._asked: dict[bytes, asyncio.Future[bytes]] = {}
         self._asking: asyncio.Task[None] | None = None
         self._task = asyncio.create_task(self._run())
@@ -250,8 +262,8 @@ class Mirror:
         """Of how many keys the owner wrote a value that Redis hasn't yet."""
         return len(self._own)
 
-    async def get(self, key: bytes) -> bytes | None:
-        """The newest value of *key*; waits while Redis is out of reach.
+    async def get(self, key: bytes) -> Known:
+        """The newest record of *key*; waits while Redis is out of reach.
 
         Raises:
             NotOwner: the mirror was closed.
@@ -261,7 +273,7 @@ class Mirror:
                 topic, partition = self.place
                 raise NotOwner(f"{topic}[{partition}] went to another worker", kept="the message: its owner handles it")
             if (own := self._own.get(key)) is not None:
-                return own.value or None
+                return own
             if not self._ready.is_set():
                 await self._ready.wait()
                 continue
@@ -274,11 +286,11 @@ class Mirror:
                 found = await asyncio.shield(future)
             except _Lost:
                 continue
-            return found[ORDER_WIDTH:] or None
+            return Known(found[:ORDER_WIDTH].decode() or _LEAST, found[ORDER_WIDTH:])
 
     def put(self, key: bytes, order: str, value: bytes | None) -> None:
         """The owner has sent this record: from now on it is what :meth:`get` gives."""
-        self._own[key] = _Record(order, value or b"")
+        self._own[key] = Known(order, value or b"")
 
     def arrived(self, record: confluent_kafka.Message) -> None:
         """The follower brought the next record."""
@@ -417,7 +429,7 @@ class Mirror:
             # Another worker follows it too: one that doesn't know yet that it lost the partition, or has just come.
             raise _Lost(f"is not at offset {position} any more", logging.INFO)
         known = dict(zip(answer[1::2], answer[2::2], strict=True))
-        late |= {key: _Record(value[:ORDER_WIDTH].decode(), value[ORDER_WIDTH:]) for key, value in known.items()}
+        late |= {key: Known(value[:ORDER_WIDTH].decode(), value[ORDER_WIDTH:]) for key, value in known.items()}
         for key, record in late.items():
             log.warning("%s[%d]: a record of %r came late, and is superseded", *self.place, key)
             self._mirrors.producer.produce(
@@ -454,7 +466,7 @@ def look(settings: Settings, spans: Spans, topic: str, partition: int, key: byte
     """
     low, end = spans.ends(topic, partition)
     name, _ = _keys(settings, Admin(settings).topic_id(topic), partition)
-    known, mirrored = _Record(_LEAST, b""), -1
+    known, mirrored = Known(_LEAST, b""), -1
     with (
         suppress(RedisError, OSError, BrokerError),
         redis.Redis.from_url(redis_url(settings), socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S) as client,
@@ -463,7 +475,7 @@ def look(settings: Settings, spans: Spans, topic: str, partition: int, key: byte
         if found[0] is not None and low <= int(found[0]) <= end:
             mirrored = int(found[0])
             if found[1] is not None:
-                known = _Record(found[1][:ORDER_WIDTH].decode(), found[1][ORDER_WIDTH:])
+                known = Known(found[1][:ORDER_WIDTH].decode(), found[1][ORDER_WIDTH:])
     for batch in spans.read({(topic, partition): (max(low, mirrored), end)}):
         newest, _ = _newest(record for record in batch if record.key() == key)
         if key in newest and newest[key].order >= known.order:
@@ -483,13 +495,13 @@ def _order(record: confluent_kafka.Message) -> str:
     return _LEAST
 
 
-def _newest(records: Iterable[confluent_kafka.Message]) -> tuple[dict[bytes, _Record], dict[bytes, _Record]]:
+def _newest(records: Iterable[confluent_kafka.Message]) -> tuple[dict[bytes, Known], dict[bytes, Known]]:
     """What counts of *records*, and of that what an older one came behind."""
-    newest: dict[bytes, _Record] = {}
-    late: dict[bytes, _Record] = {}
+    newest: dict[bytes, Known] = {}
+    late: dict[bytes, Known] = {}
     for record in records:
         key = record.key() or b""
-        new = _Record(_order(record), record.value() or b"")
+        new = Known(_order(record), record.value() or b"")
         known = newest.get(key)
         if known is not None and known.order > new.order:
             late[key] = known

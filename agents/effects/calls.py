@@ -18,7 +18,9 @@ __all__ = ["Calls", "Did", "Follows", "Node"]
 SHORT_SLEEP_S = 1.0
 
 #: What of the context only tells something: no order of calls depends on it.
-_TELLING = frozenset({"agent", "attempt", "conversation", "deadline", "log", "memory", "message", "tenant", "version"})
+_TELLING = frozenset(
+    {"agent", "attempt", "conversation", "deadline", "forget", "log", "memory", "message", "tenant", "version"}
+)
 
 #: What of the context leaves the handler, and is no use while it is torn down.
 _LEAVING = frozenset({"approve", "ask", "emit", "gather", "map", "publish", "reply", "sleep", "step", "tell"})

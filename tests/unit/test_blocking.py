@@ -27,7 +27,7 @@ tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="
 class Said:
     """Stands where the engine's context does, and remembers what was said and in which thread."""
 
-    agent, attempt, partition, tenant, deadline = "plain", 1, 3, "me", None
+    agent, attempt, partition, tenant, deadline, remembers = "plain", 1, 3, "me", None, False
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -263,7 +263,7 @@ def test_processes_end_with_a_worker_that_is_killed(tmp_path: Path) -> None:
         "import asyncio, sys\n"
         "import plain_handlers\n"
         "from llmagentos.agents import Message\n"
-        "class Ctx: agent, attempt, partition = 'a', 0, 0\n"
+        "class Ctx: agent, attempt, partition, remembers = 'a', 0, 0, False\n"
         "if __name__ == '__main__':\n"
         f"    message = Message.create('hang {pid_file}', to='worker')\n"
         "    asyncio.run(plain_handlers.work.handler(message, Ctx()))\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from llmagentos.agents import Context, Message, agent
+from llmagentos.agents import Context, Message, agent, memory
 from llmagentos.agents.memory import SUBJECT, Remembering
 from llmagentos.agents.testing import Agents, Run
 from llmagentos.streams.errors import AgentError, AnswerError
@@ -108,7 +108,7 @@ async def dies_before_it_sends(agents: Agents, shop: Shop) -> Any:
     )  # fmt: skip
     output = {
         "topic": run.settings.topic("memory.till"), "partition": partition, "key": b"a", "value": value,
-        "headers": [{"name": ORDER, "value": order_of(claim, offset).encode()}],
+        "headers": [{"name": ORDER, "value": order_of(claim, offset, "0").encode()}],
     }  # fmt: skip
     await write(
         run.settings, "till", partition, kind="done", claim=claim, offset=offset, conversation_id="a", message_id="m",
@@ -234,6 +234,20 @@ async def test_a_record_that_comes_late_changes_nothing(agents: Agents, shop: Sh
         assert await look(run, "b") == []
 
 
+async def test_a_journal_that_begins_anew_makes_nothing_old_of_what_is_new(
+    agents: Agents, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with agents.run(shop.till) as run:
+        await put(run, "tea")
+    # As where somebody deleted the journal's topic: claims are low again.
+    monkeypatch.setattr(memory, "order_of", lambda claim, offset, before: order_of(-1, -1, before))
+    async with agents.run(shop.till) as run:
+        await put(run, "cake", "milk")
+        assert await look(run) == ["tea", "cake", "milk"]
+        (*_, last) = await run.records(run.settings.topic("memory.till"))
+        assert b"milk" in (last.value or b"")
+
+
 async def test_a_mapping_and_a_thread_and_no_memory(agents: Agents) -> None:
     @agent("notes", memory=dict)
     async def notes(message: Message, ctx: Context) -> Any:
@@ -261,6 +275,31 @@ async def test_a_mapping_and_a_thread_and_no_memory(agents: Agents) -> None:
         assert (await run.ask("clerk", "cake", conversation="a")).content == ["tea", "cake"]
         with pytest.raises(AnswerError, match="agent 'plain' has no memory"):
             await run.ask("plain", "x")
+
+
+async def test_a_process_has_a_copy_and_what_it_makes_of_it_is_kept(deploy: Any, client: Any) -> None:
+    await deploy(
+        """
+        from llmagentos.agents import agent
+
+        @agent("sums", memory=dict, blocking="process", max_in_flight=1)
+        def sums(message, ctx):
+            if message.text == "forget":
+                ctx.forget()
+            else:
+                ctx.memory["sum"] = ctx.memory.get("sum", 0) + int(message.text)
+            return ctx.memory
+
+        @agent("bare", blocking="process", max_in_flight=1, retries=0)
+        def bare(message, ctx):
+            return ctx.memory
+        """
+    )
+    asker = await client()
+    said = [(await asker.ask("sums", text, conversation="a", timeout=30)).content for text in ("3", "4", "forget", "5")]
+    assert said == [{"sum": 3}, {"sum": 7}, {}, {"sum": 5}]
+    with pytest.raises(AnswerError, match="agent 'bare' has no memory"):
+        await asker.ask("bare", "x", timeout=30)
 
 
 def test_a_memory_that_cannot_be_one_is_refused() -> None:
