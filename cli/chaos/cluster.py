@@ -289,11 +289,18 @@ class Cluster:
 
     def scale(self, workers: int) -> None:
         """Have *workers* workers; returns when they serve."""
+        self._rest()
         deploying.scale(self.settings, self.name, workers)
 
     def rollout(self) -> None:
         """Replace the workers one at a time; returns when the new ones serve."""
+        self._rest()
         deploying.rollout(self.settings, self.name, command=self._command)
+
+    def _rest(self) -> None:
+        """Wait for workers that were killed so often that they start again only after a while: a change of the
+        deployment would take them for such as can't start."""
+        self.until(self.whole, "the workers serve again")
 
     def supervisor(self) -> Process | None:
         """The supervisor, if one runs."""
