@@ -37,7 +37,9 @@ from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import FORGOTTEN_MS
 
-__all__ = ["ORDER", "Known", "Look", "Mirror", "Mirrors", "look", "order_of"]
+__all__ = [
+    "APPLY", "ORDER", "Known", "Look", "Mirror", "Mirrors", "arguments_of", "look", "newest_of", "order_of",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ DELETED_MS: Final = 3_600_000
 #: Applies records behind the offset ARGV[1], up to the offset ARGV[2]; then triples of key, order and value, where an
 #: empty value is a deletion. It returns 1 and the keys of records that came late with what counts; or 0, where the
 #: mirror is at another offset.
-_APPLY: Final = """
+APPLY: Final = """
 if redis.call('HGET', KEYS[1], '@offset') ~= ARGV[1] then return {0} end
 local late = {1}
 for i = 5, #ARGV, 3 do
@@ -157,7 +159,7 @@ class Mirrors:
         self.producer = producer
         self.broken = broken
         self.redis = _client(settings)
-        self.apply = self.redis.register_script(_APPLY)
+        self.apply = self.redis.register_script(APPLY)
         self.follower = Follower(settings, self._deliver, name=f"{name}-mirrors")
         self.spans = Spans(settings, name=f"{name}-mirrors-spans")
         self._open: dict[tuple[str, int], Mirror] = {}
@@ -419,11 +421,8 @@ class Mirror:
                     self._reflects = after
 
     async def _apply(self, records: Sequence[confluent_kafka.Message], position: int, after: int) -> None:
-        newest, late = _newest(records)
-        now = _now_ms()
-        arguments: list[Any] = [position, after, now, now - DELETED_MS]
-        for key, record in newest.items():
-            arguments += [key, record.order, record.value]
+        newest, late = newest_of(records)
+        arguments = arguments_of(position, after, newest)
         answer: list[Any] = await self._mirrors.apply(keys=[self._hash, self._deleted], args=arguments)
         if not answer[0]:
             # Another worker follows it too: one that doesn't know yet that it lost the partition, or has just come.
@@ -477,7 +476,7 @@ def look(settings: Settings, spans: Spans, topic: str, partition: int, key: byte
             if found[1] is not None:
                 known = Known(found[1][:ORDER_WIDTH].decode(), found[1][ORDER_WIDTH:])
     for batch in spans.read({(topic, partition): (max(low, mirrored), end)}):
-        newest, _ = _newest(record for record in batch if record.key() == key)
+        newest, _ = newest_of(record for record in batch if record.key() == key)
         if key in newest and newest[key].order >= known.order:
             known = newest[key]
     return Look(known.value or None, end, mirrored)
@@ -495,7 +494,16 @@ def _order(record: confluent_kafka.Message) -> str:
     return _LEAST
 
 
-def _newest(records: Iterable[confluent_kafka.Message]) -> tuple[dict[bytes, Known], dict[bytes, Known]]:
+def arguments_of(position: int, after: int, newest: Mapping[bytes, Known], now_ms: int = 0) -> list[Any]:
+    """Those of :data:`APPLY`."""
+    now_ms = now_ms or _now_ms()
+    arguments: list[Any] = [position, after, now_ms, now_ms - DELETED_MS]
+    for key, record in newest.items():
+        arguments += [key, record.order, record.value]
+    return arguments
+
+
+def newest_of(records: Iterable[confluent_kafka.Message]) -> tuple[dict[bytes, Known], dict[bytes, Known]]:
     """What counts of *records*, and of that what an older one came behind."""
     newest: dict[bytes, Known] = {}
     late: dict[bytes, Known] = {}
