@@ -129,7 +129,9 @@ class Worker:
         self.settings = settings
         self.deployment = deployment
         self.loaded = loaded
+        self.index = index
         self.name = f"{deployment}-{index}@{socket.gethostname()}"
+        self._run_dir = run_dir
         self._status_file = _status_path(run_dir, index) if run_dir else None
         self._status = Status(os.getpid(), "starting", loaded.version, [], time.time(), time.time())
         self._clock = clock or Clock()
@@ -278,12 +280,16 @@ class Worker:
         app = self.loaded.app
         if app is None:
             hosts = brokers(self.settings).split(",")
+            # Faust's own default is a folder where the process runs: that of the user's project.
+            folder = (self._run_dir or self.settings.home) / f"faust-{self.deployment}-{self.index}"
+            folder.parent.mkdir(parents=True, exist_ok=True)
             app = faust.App(
                 self.deployment,
                 broker=[URL(f"{SCHEME}://{host}") for host in hosts],
                 web_enabled=False,
                 origin=None,
                 autodiscover=False,
+                datadir=folder,
             )
         elif app.conf.broker[0].scheme != SCHEME:
             raise DeploymentError(
