@@ -193,12 +193,10 @@ class Remembering:
         mirror = work.assignment.memory
         assert mirror is not None
         key = work.conversation(message).encode(errors="surrogatepass")
-        if mirror.ready:
-            known = await mirror.get(key)
-        else:
+        while (known := await mirror.get(key)) is None:
             self._waits(work, True)
             try:
-                known = await mirror.get(key)
+                await mirror.wait()
             finally:
                 self._waits(work, False)
         work.state = cast(Any, State(self, work, message, known))  # of this module by its other name

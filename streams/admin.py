@@ -224,7 +224,9 @@ class Admin:
         doing = f"ask for the id of topic {name}"
         future = self._client.describe_topics(TopicCollection([name]), request_timeout=self.timeout_s)[name]
         found = self._result(future, doing, topic=name)
-        return f"{found.topic_id}"
+        number = (found.topic_id.get_most_significant_bits(), found.topic_id.get_least_significant_bits())
+        # Brokers before Kafka 2.8, and some that only speak its protocol, have none.
+        return f"{found.topic_id}" if any(number) else f"{self.cluster().cluster_id}/{name}"
 
     def config(self, name: str) -> dict[str, str]:
         """The topic configuration of *name*, defaults included."""

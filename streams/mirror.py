@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 import confluent_kafka
@@ -57,6 +58,8 @@ _KEY: Final = b"k"
 #: What is read or applied at once: a step of Redis stays within some milliseconds.
 STEP_RECORDS: Final = 500
 STEP_BYTES: Final = 2 * 1024 * 1024
+#: Keys that are asked for at once: of the largest values (`max_memory_bytes`), some 30 MB.
+ASK_KEYS: Final = 128
 #: Of a partition that is read from far behind, at a time.
 READ_RECORDS: Final = 20_000
 READ_BYTES: Final = 16 * 1024 * 1024
@@ -64,7 +67,7 @@ READ_BYTES: Final = 16 * 1024 * 1024
 #: A local Redis answers within a millisecond; one that doesn't for so long is taken for gone, and asked anew.
 ANSWER_S: Final = 2.0
 #: While Redis is away it is looked for again after this, and it is said again after that.
-RETRY_S: Final = 0.2
+RETRY_S: Final = 0.5
 SAY_AGAIN_S: Final = 30.0
 
 #: A mirror that was changed last so long ago is built anew: deletions that it missed may be gone from the log.
@@ -250,11 +253,6 @@ class Mirror:
         self._task = asyncio.create_task(self._run())
 
     @property
-    def ready(self) -> bool:
-        """Whether :meth:`get` answers at once."""
-        return self._ready.is_set()
-
-    @property
     def reflects(self) -> int:
         """The offset up to which Redis is known to have the partition."""
         return self._reflects
@@ -264,31 +262,33 @@ class Mirror:
         """Of how many keys the owner wrote a value that Redis hasn't yet."""
         return len(self._own)
 
-    async def get(self, key: bytes) -> Known:
-        """The newest record of *key*; waits while Redis is out of reach.
+    async def get(self, key: bytes) -> Known | None:
+        """The newest record of *key*; None: Redis doesn't say it now, see :meth:`wait`.
 
         Raises:
             NotOwner: the mirror was closed.
         """
-        while True:
-            if self._over:
-                topic, partition = self.place
-                raise NotOwner(f"{topic}[{partition}] went to another worker", kept="the message: its owner handles it")
-            if (own := self._own.get(key)) is not None:
-                return own
-            if not self._ready.is_set():
-                await self._ready.wait()
-                continue
-            future = self._asked.get(key)
-            if future is None:
-                future = self._asked[key] = asyncio.get_running_loop().create_future()
-            if self._asking is None or self._asking.done():
-                self._asking = asyncio.create_task(self._ask())
-            try:
-                found = await asyncio.shield(future)
-            except _Lost:
-                continue
-            return Known(found[:ORDER_WIDTH].decode() or _LEAST, found[ORDER_WIDTH:])
+        if self._over:
+            topic, partition = self.place
+            raise NotOwner(f"{topic}[{partition}] went to another worker", kept="the message: its owner handles it")
+        if (own := self._own.get(key)) is not None:
+            return own
+        if not self._ready.is_set():
+            return None
+        future = self._asked.get(key)
+        if future is None:
+            future = self._asked[key] = asyncio.get_running_loop().create_future()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+        try:
+            found = await asyncio.shield(future)
+        except _Lost:
+            return None
+        return Known(found[:ORDER_WIDTH].decode() or _LEAST, found[ORDER_WIDTH:])
+
+    async def wait(self) -> None:
+        """Until :meth:`get` is worth another call."""
+        await self._ready.wait()
 
     def put(self, key: bytes, order: str, value: bytes | None) -> None:
         """The owner has sent this record: from now on it is what :meth:`get` gives."""
@@ -315,7 +315,7 @@ class Mirror:
     async def _ask(self) -> None:
         """Answer all that is asked, many keys at a time."""
         while self._asked:
-            asked, self._asked = self._asked, {}
+            asked = {key: self._asked.pop(key) for key in list(islice(self._asked, ASK_KEYS))}
             at = self._reflects
             try:
                 found = await self._fields([_AT, *(_KEY + key for key in asked)])
@@ -366,8 +366,8 @@ class Mirror:
         mirrors, (topic, partition) = self._mirrors, self.place
         if not self._hash:
             self._hash, self._deleted = _keys(mirrors.settings, await mirrors.id_of(topic), partition)
+        at, when = await self._fields([_AT, _WHEN])  # first: while Redis is away, Kafka is left in peace
         low, end = await asyncio.to_thread(mirrors.spans.ends, topic, partition)
-        at, when = await self._fields([_AT, _WHEN])
         position = int(at or -1)
         if not low <= position <= end or (position < end and _now_ms() - int(when or 0) > STALE_MS):
             position = low

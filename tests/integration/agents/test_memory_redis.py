@@ -132,6 +132,22 @@ async def test_redis_is_killed_and_comes_back_with_nothing(
         assert "Redis is back" in caplog.text
 
 
+async def test_a_worker_ends_at_once_though_its_messages_wait_for_redis(agents: Agents, server: Server) -> None:
+    async with agents.run(counter, redis=server.url) as run:
+        await say(run, "1")
+        await in_redis(run)
+        server.kill()
+        await run.send("counter", "2", conversation="a")
+        async with asyncio.timeout(20):
+            while not run.workers[0]._inboxes["counter"]._waiting:  # pyright: ignore[reportPrivateUsage]
+                await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - began < run.settings.drain_timeout_s
+    server.start()
+    async with agents.run(counter, redis=server.url) as run:
+        assert await say(run, "3") == ["1", "2", "3"]
+
+
 async def test_redis_that_falls_back_to_yesterday_is_followed_up(agents: Agents, server: Server) -> None:
     async with agents.run(counter, redis=server.url, partitions=1) as run:
         await say(run, "1")
