@@ -145,25 +145,22 @@ async def test_an_order_is_kept_through_parking_and_redrive(agents: Agents, shop
         assert await look(run) == ["tea", "break", "cake"]
 
 
-@pytest.mark.parametrize(
-    ("word", "says"),
-    [
-        ("much", r"agent 'till' in conversation a would be 5,\d+ bytes .* the limit is 2,048"),
-        ("odd", r"agent 'till', conversation a, can't be kept: ctx\.memory\.items"),
-        ("wrong", r"agent 'till', conversation a, can't be kept: paid = 'perhaps'"),
-    ],
-)
-async def test_what_cannot_be_kept_parks_the_message_and_changes_nothing(
-    agents: Agents, shop: Shop, word: str, says: str
-) -> None:
+async def test_what_cannot_be_kept_parks_the_message_and_changes_nothing(agents: Agents, shop: Shop) -> None:
+    wrong = {
+        "much": r"agent 'till' in conversation much would be 5,\d+ bytes .* the limit is 2,048",
+        "odd": r"agent 'till', conversation odd, can't be kept: ctx\.memory\.items",
+        "wrong": r"agent 'till', conversation wrong, can't be kept: paid = 'perhaps'",
+    }
     async with agents.run(shop.till, max_memory_bytes=2_048) as run:
-        await put(run, "tea")
-        with pytest.raises(AnswerError, match=says):
-            await put(run, word)
-        (letter,) = await run.dead_letters()
-        assert (letter.cause, letter.attempts) == ("failed", 1)
+        for word, says in wrong.items():
+            await put(run, "tea", conversation=word)
+            with pytest.raises(AnswerError, match=says):
+                await put(run, word, conversation=word)
+        letters = await run.dead_letters()
+        assert [(letter.cause, letter.attempts) for letter in letters] == [("failed", 1)] * 3
         await run.drop()
-        assert await look(run) == ["tea"]
+        for word in wrong:
+            assert await look(run, word) == ["tea"]
 
 
 async def test_a_suspended_handler_finds_the_same_memory_again(agents: Agents, shop: Shop) -> None:
