@@ -19,7 +19,8 @@ from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.shape import Shape
 from llmagentos.streams.errors import ChangedState, RecordError, StateError
 from llmagentos.streams.message import JSON, Message
-from llmagentos.streams.mirror import ORDER, Known, Mirror, Mirrors, order_of
+from llmagentos.streams.mirror import Mirror, Mirrors
+from llmagentos.streams.newest import ORDER, Known, order_of
 
 if TYPE_CHECKING:
     from llmagentos.agents.attempts import Attempts, Failed

@@ -33,22 +33,15 @@ from llmagentos.streams.endpoints import redis_url
 from llmagentos.streams.errors import BrokerError, NotOwner
 from llmagentos.streams.follower import Follower
 from llmagentos.streams.masking import masked_text
+from llmagentos.streams.newest import APPLY, LEAST, ORDER, ORDER_WIDTH, Known, arguments_of, newest_of, now_ms
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import FORGOTTEN_MS
 
-__all__ = [
-    "APPLY", "ORDER", "Known", "Look", "Mirror", "Mirrors", "arguments_of", "look", "newest_of", "order_of",
-]  # fmt: skip
+__all__ = ["Look", "Mirror", "Mirrors", "look"]
 
 log = logging.getLogger(__name__)
-
-#: The Kafka header with a record's order; a deletion has no value that could say it.
-ORDER: Final = "order"
-#: Its characters: two numbers of 64 bits in decimal, so that it sorts as text wherever Redis runs.
-ORDER_WIDTH: Final = 40
-_LEAST: Final = "0" * ORDER_WIDTH
 
 #: Fields of the hash; those of keys begin with another letter.
 _AT: Final = "@offset"
@@ -72,34 +65,6 @@ SAY_AGAIN_S: Final = 30.0
 
 #: A mirror that was changed last so long ago is built anew: deletions that it missed may be gone from the log.
 STALE_MS: Final = FORGOTTEN_MS // 2
-#: That a key was deleted is kept for so long, against a late record of it: longer than a producer tries to deliver
-#: (`delivery_timeout_s`) and than a worker is thought to be frozen.
-DELETED_MS: Final = 3_600_000
-
-#: Applies records behind the offset ARGV[1], up to the offset ARGV[2]; then triples of key, order and value, where an
-#: empty value is a deletion. It returns 1 and the keys of records that came late with what counts; or 0, where the
-#: mirror is at another offset.
-APPLY: Final = """
-if redis.call('HGET', KEYS[1], '@offset') ~= ARGV[1] then return {0} end
-local late = {1}
-for i = 5, #ARGV, 3 do
-  local field = 'k' .. ARGV[i]
-  local known = redis.call('HGET', KEYS[1], field)
-  if known and string.sub(known, 1, 40) > ARGV[i + 1] then
-    late[#late + 1] = ARGV[i]
-    late[#late + 1] = known
-  else
-    redis.call('HSET', KEYS[1], field, ARGV[i + 1] .. ARGV[i + 2])
-    if ARGV[i + 2] == '' then redis.call('ZADD', KEYS[2], ARGV[3], ARGV[i]) end
-  end
-end
-for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[4], 'LIMIT', 0, 1000)) do
-  if redis.call('HSTRLEN', KEYS[1], 'k' .. key) == 40 then redis.call('HDEL', KEYS[1], 'k' .. key) end
-  redis.call('ZREM', KEYS[2], key)
-end
-redis.call('HSET', KEYS[1], '@offset', ARGV[2], '@when', ARGV[3])
-return late
-"""
 
 
 class _Lost(Exception):
@@ -108,28 +73,6 @@ class _Lost(Exception):
     def __init__(self, what: str = "", level: int = logging.WARNING) -> None:
         super().__init__(what)
         self.level = level
-
-
-class Known(NamedTuple):
-    """The newest record of a key.
-
-    Attributes:
-        order: what a newer one must be above.
-        value: empty: it was deleted, or never there.
-    """
-
-    order: str
-    value: bytes
-
-
-def order_of(claim: int, offset: int, before: str) -> str:
-    """The order of what the owner by the claim *claim* writes because of the message at *offset*.
-
-    Args:
-        before: of what it makes it of. A journal that was deleted and made anew begins with low claims again: they
-            must not lose against what was written before.
-    """
-    return max(f"{claim + 1:020d}{offset + 1:020d}", f"{int(before) + 1:0{ORDER_WIDTH}d}")
 
 
 def _keys(settings: Settings, topic_id: str, partition: int) -> tuple[str, str]:
@@ -284,7 +227,7 @@ class Mirror:
             found = await asyncio.shield(future)
         except _Lost:
             return None
-        return Known(found[:ORDER_WIDTH].decode() or _LEAST, found[ORDER_WIDTH:])
+        return Known(found[:ORDER_WIDTH].decode() or LEAST, found[ORDER_WIDTH:])
 
     async def wait(self) -> None:
         """Until :meth:`get` is worth another call."""
@@ -369,11 +312,11 @@ class Mirror:
         at, when = await self._fields([_AT, _WHEN])  # first: while Redis is away, Kafka is left in peace
         low, end = await asyncio.to_thread(mirrors.spans.ends, topic, partition)
         position = int(at or -1)
-        if not low <= position <= end or (position < end and _now_ms() - int(when or 0) > STALE_MS):
+        if not low <= position <= end or (position < end and now_ms() - int(when or 0) > STALE_MS):
             position = low
             async with mirrors.redis.pipeline(transaction=True) as pipe:
                 pipe.delete(self._hash, self._deleted)
-                pipe.hset(self._hash, mapping={_AT: low, _WHEN: _now_ms()})
+                pipe.hset(self._hash, mapping={_AT: low, _WHEN: now_ms()})
                 await pipe.execute()
             if end - low > READ_RECORDS:
                 log.info("%s[%d]: its mirror in Redis is made of %d records", topic, partition, end - low)
@@ -465,7 +408,7 @@ def look(settings: Settings, spans: Spans, topic: str, partition: int, key: byte
     """
     low, end = spans.ends(topic, partition)
     name, _ = _keys(settings, Admin(settings).topic_id(topic), partition)
-    known, mirrored = Known(_LEAST, b""), -1
+    known, mirrored = Known(LEAST, b""), -1
     with (
         suppress(RedisError, OSError, BrokerError),
         redis.Redis.from_url(redis_url(settings), socket_timeout=ANSWER_S, socket_connect_timeout=ANSWER_S) as client,
@@ -480,43 +423,6 @@ def look(settings: Settings, spans: Spans, topic: str, partition: int, key: byte
         if key in newest and newest[key].order >= known.order:
             known = newest[key]
     return Look(known.value or None, end, mirrored)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _order(record: confluent_kafka.Message) -> str:
-    headers: Any = record.headers()
-    for name, value in headers or ():
-        if name == ORDER and value is not None and len(value) == ORDER_WIDTH:
-            return value.decode() if isinstance(value, bytes) else value
-    return _LEAST
-
-
-def arguments_of(position: int, after: int, newest: Mapping[bytes, Known], now_ms: int = 0) -> list[Any]:
-    """Those of :data:`APPLY`."""
-    now_ms = now_ms or _now_ms()
-    arguments: list[Any] = [position, after, now_ms, now_ms - DELETED_MS]
-    for key, record in newest.items():
-        arguments += [key, record.order, record.value]
-    return arguments
-
-
-def newest_of(records: Iterable[confluent_kafka.Message]) -> tuple[dict[bytes, Known], dict[bytes, Known]]:
-    """What counts of *records*, and of that what an older one came behind."""
-    newest: dict[bytes, Known] = {}
-    late: dict[bytes, Known] = {}
-    for record in records:
-        key = record.key() or b""
-        new = Known(_order(record), record.value() or b"")
-        known = newest.get(key)
-        if known is not None and known.order > new.order:
-            late[key] = known
-        else:
-            newest[key] = new
-            late.pop(key, None)
-    return newest, late
 
 
 def _read(spans: Spans, place: tuple[str, int], start: int, end: int) -> tuple[list[confluent_kafka.Message], int]:

@@ -12,7 +12,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmagentos.streams.mirror import APPLY, ORDER, arguments_of, newest_of, order_of
+from llmagentos.streams.newest import APPLY, ORDER, arguments_of, newest_of, order_of
 from llmagentos.streams.node import Node
 
 
@@ -115,9 +115,9 @@ def test_a_deletion_is_remembered_for_a_while(client: redis.Redis) -> None:
     client.hset(name, "@offset", 0)
     try:
         gone = Record(b"a", order_of(2, 0, "0"), None)
-        assert apply(keys=keys, args=arguments_of(0, 1, newest_of([gone])[0], now_ms=1)) == [1]  # type: ignore[arg-type]
+        assert apply(keys=keys, args=arguments_of(0, 1, newest_of([gone])[0], at_ms=1)) == [1]  # type: ignore[arg-type]
         assert client.hstrlen(name, "ka") == 40
-        assert apply(keys=keys, args=arguments_of(1, 2, {}, now_ms=3_600_002)) == [1]
+        assert apply(keys=keys, args=arguments_of(1, 2, {}, at_ms=3_600_002)) == [1]
         assert client.hgetall(name).keys() == {b"@offset", b"@when"}
         assert client.zcard(keys[1]) == 0
     finally:

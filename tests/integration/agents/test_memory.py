@@ -13,7 +13,7 @@ from llmagentos.agents.memory import SUBJECT, Remembering
 from llmagentos.agents.testing import Agents, Run
 from llmagentos.streams.errors import AgentError, AnswerError
 from llmagentos.streams.message import JSON
-from llmagentos.streams.mirror import ORDER, order_of
+from llmagentos.streams.newest import ORDER, order_of
 from llmagentos.streams.partition import murmur2_partition
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.wire import Codec
