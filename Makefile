@@ -51,4 +51,4 @@ guarantees: install ## docs/guarantees.md anew, with what tests, chaos runs and 
 .PHONY: bench
 bench: install ## one benchmark: make bench NAME=transport
 	@test -n "$(NAME)" || { echo "NAME is missing; there are:"; ls benchmarks | grep -oE '^[a-z]+' | sort -u; exit 2; }
-	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+	@$(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
