@@ -6,6 +6,11 @@ replicas have it in memory; DBOS has PostgreSQL write it to disk. So ours is als
 at each write (`flush.messages=1`). DBOS runs in its best mode in one process, which is sync functions in 8 threads; its
 rate is steady, so it does fewer. What was recorded is counted from outside afterwards.
 
+What a profile says (20,000 messages, py-spy, share of the time with the interpreter's lock): writing journal records
+24 %, of which encoding 10 and handing them over 6; reading them back 15 %, mostly decoding; the rest of a step, its
+name, its result and its tasks 20 %; the message's own way, reply and completion 30 %. A step's result is decoded once
+in vain there, as the handler is given what a rerun would be.
+
     make bench NAME=steps ARGS="--messages 20000 --rounds 3"
 """
 
