@@ -146,7 +146,7 @@ class _Case:
         for letter in evidence.letters:
             _earliest(kept, (letter.agent, letter.partition, letter.offset), letter.at)
         for entry in _valid(evidence.journal):
-            if entry.kind in ("park", "held", "done", "drop"):
+            if entry.kind in ("park", "held", "suspend", "done", "drop"):
                 _earliest(kept, (entry.agent, entry.partition, entry.offset), entry.at)
         finished: dict[tuple[str, int, int], int] = {}
         for agent, arrivals in evidence.arrivals.items():
