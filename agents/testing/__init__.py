@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 import shutil
 import tempfile
@@ -90,16 +91,25 @@ def node(bare_environment: None, request: pytest.FixtureRequest) -> Generator[No
 
 
 @pytest.fixture
-def agents(node: Node, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Agents:
-    """Runs agents: `async with agents.run("hello.py") as run`. Topics and groups are this test's own."""
+def agents(node: Node, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Generator[Agents]:
+    """Runs agents: `async with agents.run("hello.py") as run`. Topics and groups are this test's, and go with it."""
     from llmagentos.agents.testing.run import Agents
+    from llmagentos.streams.admin import Admin
+    from llmagentos.streams.errors import BrokerError
     from llmagentos.streams.settings import Settings
 
     prefix = f"t{uuid.uuid4().hex[:10]}."
     # Whatever reads settings by itself during the test, a handler's own Client or a command, gets the same.
     monkeypatch.setenv("LLMAGENTOS_HOME", str(node.home))
     monkeypatch.setenv("LLMAGENTOS_PREFIX", prefix)
-    return Agents(node, Settings.load(), beside=request.path.parent)
+    settings = Settings.load()
+    yield Agents(node, settings, beside=request.path.parent)
+    # A small broker with the partitions of hundreds of tests is busy with itself.
+    try:
+        admin = Admin(settings)
+        admin.delete(list(admin.topics(prefix)))
+    except BrokerError as error:  # the test has ended the broker, say; with the node all goes
+        logging.getLogger(__name__).warning("topics of a test were left: %s", error)
 
 
 @pytest.hookimpl
