@@ -231,6 +231,7 @@ class Worker:
             if mirrors is not None:
                 await mirrors.stop()
             await asyncio.to_thread(history.close)
+            gc.unfreeze()  # a test runs many workers in one process, and each holds a few Kafka clients
             self._write_status("stopped")
         if self._failure is not None:
             raise self._failure

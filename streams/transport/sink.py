@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
-from weakref import WeakKeyDictionary
 
 import faust
 from confluent_kafka import Message
@@ -57,7 +56,9 @@ class Sink(Protocol):
         ...
 
 
-_SINKS: WeakKeyDictionary[faust.App, dict[str, Sink]] = WeakKeyDictionary()
+#: The attribute of an app that holds its sinks. Not a WeakKeyDictionary: a sink refers to its app, which would then
+#: never be collected, nor its Kafka clients (a process can have 1,024 at most: each takes a pthread key).
+_SINKS = "_llmagentos_sinks"
 
 
 def attach(app: faust.App, topic_name: str, sink: Sink) -> None:
@@ -66,7 +67,7 @@ def attach(app: faust.App, topic_name: str, sink: Sink) -> None:
     Raises:
         ValueError: the topic has a sink already.
     """
-    sinks = _SINKS.setdefault(app, {})
+    sinks: dict[str, Sink] = vars(app).setdefault(_SINKS, {})
     if topic_name in sinks:
         raise ValueError(f"topic {topic_name} has a sink already")
     sinks[topic_name] = sink
@@ -74,4 +75,4 @@ def attach(app: faust.App, topic_name: str, sink: Sink) -> None:
 
 def sinks_of(app: faust.App) -> dict[str, Sink]:
     """The sinks of *app* by topic."""
-    return _SINKS.get(app) or {}
+    return vars(app).get(_SINKS, {})

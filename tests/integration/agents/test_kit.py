@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import time
 from pathlib import Path
 
+import confluent_kafka
 import pytest
 
-from llmagentos.agents import Client, agent
+from llmagentos.agents import Client, Context, Message, agent
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.admin import ensure_topics
 from llmagentos.streams.errors import AnswerError, DeploymentError, SettingsError, UnknownAgent
@@ -30,6 +32,26 @@ async def counter(message, ctx):
     await ctx.emit("counting")
     return seen
 """
+
+
+async def test_workers_that_ended_leave_no_kafka_client(agents: Agents) -> None:
+    """A process can have 1,024: each takes a pthread key."""
+
+    @agent("quiet")
+    async def quiet(message: Message, ctx: Context) -> str:
+        return "done"
+
+    def clients() -> int:
+        gc.collect()
+        return sum(isinstance(each, confluent_kafka.Consumer) for each in gc.get_objects())
+
+    before = clients()
+    for _ in range(2):
+        async with agents.run(quiet) as run:
+            await run.ask("quiet", "x")
+            assert clients() > before
+            del run
+    assert clients() <= before
 
 
 async def test_a_file_is_run_anew_each_time_and_all_of_it_is_told(agents: Agents, tmp_path: Path) -> None:
