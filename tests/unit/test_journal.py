@@ -210,7 +210,7 @@ BUGS = [Blind, Trusting, AnyPark, Forgetful, Late, Spent, Heirloom, Bold, Rash, 
 @pytest.mark.parametrize("bug", BUGS)
 def test_the_fold_sees_a_bug(bug: type[View]) -> None:
     @given(st.lists(STEPS, max_size=30).map(written))
-    @settings(max_examples=2_000, deadline=None, database=None, print_blob=False, report_multiple_bugs=False)
+    @settings(max_examples=20_000, deadline=None, database=None, derandomize=True, report_multiple_bugs=False)
     def seeded(log: list[dict[str, Any]]) -> None:
         compare(log, bug)
 

@@ -53,6 +53,14 @@ class Books:
                 await asyncio.sleep(0.05)
         return found
 
+    async def until_waiting(self, kind: str) -> None:
+        """Once a message is suspended that waits for a *kind*: a slow answer may have suspended it before."""
+        async with asyncio.timeout(30):
+            while not [
+                line for line in await self.lines("suspend") if kind in (each["kind"] for each in line.record["waits"])
+            ]:
+                await asyncio.sleep(0.05)
+
     async def append(self, partition: int, **fields: Any) -> int:
         """A record; its offset."""
         encode = await asyncio.to_thread(lambda: Codec(open_registry(self.settings)).writer(SUBJECT, "journal"))

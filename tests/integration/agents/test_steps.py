@@ -117,7 +117,7 @@ async def test_a_thread_has_steps_asks_and_sleeps_and_goes_on_with_what_is_recor
 
     async with agents.run(typist, poet, suspend_after_s=0.1) as run:
         asked = asyncio.create_task(run.ask("typist", "x", conversation="c"))
-        await Books(agents.settings, "typist").until("suspend")
+        await Books(agents.settings, "typist").until_waiting("timer")
         await run.clock.move(3601)
         assert (await asked).text == "a fine line !"
     assert calls == ["word", "poet", "end"]

@@ -107,6 +107,7 @@ def counted(fleet: Fleet, times: int) -> None:
 
 
 def test_a_table_comes_back_after_a_kill_with_one_worker(fleet: Fleet, run) -> None:
+    fleet.missed_soon()
     first = run("table")
     counted(fleet, 50)
     first.kill()
@@ -117,6 +118,7 @@ def test_a_table_comes_back_after_a_kill_with_one_worker(fleet: Fleet, run) -> N
 
 
 def test_a_table_comes_back_after_a_kill_with_two_workers(fleet: Fleet, run) -> None:
+    fleet.missed_soon()
     one, two = run("table"), run("table")
     fleet.joined(one, two)
     counted(fleet, 50)

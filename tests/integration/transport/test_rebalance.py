@@ -59,6 +59,7 @@ def joining_and_leaving(fleet: Fleet, mode: str, seed: str = "", work_ms: float 
 
 
 def killing(fleet: Fleet, mode: str, seed: str = "", work_ms: float = 1.0) -> Load:
+    fleet.missed_soon()
     one, two = fleet.copier(mode, seed, work_ms), fleet.copier(mode, seed, work_ms)
     fleet.joined(one, two)
     load = under_load(fleet)
@@ -102,6 +103,7 @@ def test_records_out_of_order_are_seen(fleet: Fleet) -> None:
 
 def test_a_frozen_worker_that_wakes_up_breaks_nothing(fleet: Fleet) -> None:
     """It wakes as a zombie: its partitions are another's, and its commits are void."""
+    fleet.missed_soon()
     one, two = fleet.copier("sink"), fleet.copier("sink")
     fleet.joined(one, two)
     load = under_load(fleet)
