@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from llmagentos.cli.journals import open_journals
 from llmagentos.cli.output import Output, OutputOption
 
 if TYPE_CHECKING:
@@ -282,25 +283,14 @@ def _read(letters: Letters, selection: Selection) -> list[Letter]:
 
 @contextmanager
 def _opened() -> Generator[tuple[Settings, Letters]]:
-    """Everything that reading needs."""
-    from llmagentos.agents.cards import read_cards
-    from llmagentos.streams.entries import Decoder
     from llmagentos.streams.letters import Letters
-    from llmagentos.streams.settings import Settings
-    from llmagentos.streams.tail import Log
-    from llmagentos.streams.views import Served, Views
+    from llmagentos.streams.views import Views
 
-    settings = Settings.load()
-    decoder = Decoder(settings)
-    with Log(settings) as log:
-        log.topics()  # the shortest way to a clear error where Kafka is out of reach
-        cards = read_cards(settings, decoder.codec)
-        served = {name: Served(card.deployment, card.topic) for name, card in cards.items()}
-        views = Views(settings, decoder.codec, served)
-        try:
-            yield settings, Letters(settings, decoder, views, log)
-        finally:
-            views.close()
+    with (
+        open_journals() as (settings, decoder, log, served),
+        closing(Views(settings, decoder.codec, served)) as views,
+    ):
+        yield settings, Letters(settings, decoder, views, log)
 
 
 # -- what is done -----------------------------------------------------------------------------------------------------

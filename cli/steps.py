@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from llmagentos.cli.journals import open_journals
 from llmagentos.cli.output import Output, OutputOption
 
 if TYPE_CHECKING:
@@ -114,24 +115,13 @@ class _Told:
 
 @contextmanager
 def _opened() -> Generator[tuple[Settings, Decoder, Log, Views]]:
-    from llmagentos.agents.cards import read_cards
-    from llmagentos.streams.entries import Decoder
-    from llmagentos.streams.settings import Settings
-    from llmagentos.streams.tail import Log
-    from llmagentos.streams.views import Served, Views
+    from llmagentos.streams.views import Views
 
-    settings = Settings.load()
-    decoder = Decoder(settings)
-    with Log(settings) as log:
-        log.topics()  # the shortest way to a clear error where Kafka is out of reach
-        cards = read_cards(settings, decoder.codec)
-        views = Views(
-            settings, decoder.codec, {name: Served(card.deployment, card.topic) for name, card in cards.items()}
-        )
-        try:
-            yield settings, decoder, log, views
-        finally:
-            views.close()
+    with (
+        open_journals() as (settings, decoder, log, served),
+        closing(Views(settings, decoder.codec, served)) as views,
+    ):
+        yield settings, decoder, log, views
 
 
 def _print(conversation: str, roots: list[Invocation], html: Path | None, show: bool, output: Output) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from llmagentos.cli.journals import open_journals
 from llmagentos.cli.output import Output, OutputOption
 
 if TYPE_CHECKING:
@@ -69,14 +70,18 @@ def register(app: typer.Typer) -> None:
         "  llmagentos waiting --agent refunds --each\n  llmagentos waiting --conversation order-17 -o json"
     )(waiting)
     app.command(
+        "approve",
+        help=_help("Approve"),
         epilog="\b\nExamples:\n  llmagentos approve order-17\n"
         '  llmagentos approve order-17 --why "called the customer" --wait\n'
-        "  llmagentos approve order-17 --agent refunds --step 2 --as ada"
-    )(approve)
+        "  llmagentos approve order-17 --agent refunds --step 2 --as ada",
+    )(_deciding("approve"))
     app.command(
+        "reject",
+        help=_help("Reject"),
         epilog='\b\nExamples:\n  llmagentos reject order-17 --why "paid twice already"\n'
-        "  llmagentos reject order-17 --agent refunds --step 2 --as ada"
-    )(reject)
+        "  llmagentos reject order-17 --agent refunds --step 2 --as ada",
+    )(_deciding("reject"))
 
 
 def waiting(
@@ -104,61 +109,42 @@ def waiting(
         _print_each(found, output)
 
 
-def approve(
-    conversation: str = _CONVERSATION,
-    agent: list[str] = _AGENT,
-    step: int | None = _STEP,
-    who: str | None = _WHO,
-    why: str = _WHY,
-    wait: bool = _WAIT,
-    timeout: float = _TIMEOUT,
-    output: Output = OutputOption,
-) -> None:
-    """Approve what the handler of a conversation has asked a person for: it goes on, with your name and reason.
+def _help(word: str) -> str:
+    """Of `approve` and `reject`."""
+    return f"""{word} what the handler of a conversation has asked a person for: it goes on, with your name and reason.
 
     What is decided stays so: exit status 1 where somebody was first, and it says who, when and why.
     """
-    _decide(True, conversation, agent, step, who, why, timeout if wait else None, output)
 
 
-def reject(
-    conversation: str = _CONVERSATION,
-    agent: list[str] = _AGENT,
-    step: int | None = _STEP,
-    who: str | None = _WHO,
-    why: str = _WHY,
-    wait: bool = _WAIT,
-    timeout: float = _TIMEOUT,
-    output: Output = OutputOption,
-) -> None:
-    """Reject what the handler of a conversation has asked a person for: it goes on, with your name and reason.
+def _deciding(outcome: Literal["approve", "reject"]) -> Callable[..., None]:
+    """The command that decides so."""
 
-    What is decided stays so: exit status 1 where somebody was first, and it says who, when and why.
-    """
-    _decide(False, conversation, agent, step, who, why, timeout if wait else None, output)
+    def command(
+        conversation: str = _CONVERSATION,
+        agent: list[str] = _AGENT,
+        step: int | None = _STEP,
+        who: str | None = _WHO,
+        why: str = _WHY,
+        wait: bool = _WAIT,
+        timeout: float = _TIMEOUT,
+        output: Output = OutputOption,
+    ) -> None:
+        _decide(outcome, conversation, agent, step, who, why, timeout if wait else None, output)
+
+    return command
 
 
 @contextmanager
 def opened() -> Generator[tuple[Settings, Pendings]]:
-    """Everything that reading needs."""
-    from llmagentos.agents.cards import read_cards
-    from llmagentos.streams.entries import Decoder
+    """A reader of what waits."""
     from llmagentos.streams.pending import Pendings
-    from llmagentos.streams.settings import Settings
-    from llmagentos.streams.tail import Log
-    from llmagentos.streams.views import Served
 
-    settings = Settings.load()
-    decoder = Decoder(settings)
-    with Log(settings) as log:
-        log.topics()  # the shortest way to a clear error where Kafka is out of reach
-        cards = read_cards(settings, decoder.codec)
-        served = {name: Served(card.deployment, card.topic) for name, card in cards.items()}
-        pendings = Pendings(settings, decoder.codec, served, log)
-        try:
-            yield settings, pendings
-        finally:
-            pendings.close()
+    with (
+        open_journals() as (settings, decoder, log, served),
+        closing(Pendings(settings, decoder.codec, served, log)) as pendings,
+    ):
+        yield settings, pendings
 
 
 def _selection(agents: Sequence[str], kinds: Sequence[str], conversation: str | None, older: str | None) -> Selection:
@@ -181,7 +167,7 @@ def _selection(agents: Sequence[str], kinds: Sequence[str], conversation: str | 
 
 
 def _decide(
-    approves: bool,
+    outcome: Literal["approve", "reject"],
     conversation: str,
     agents: Sequence[str],
     step: int | None,
@@ -201,7 +187,6 @@ def _decide(
     by = who() if name is None else name.strip()
     if not by:
         raise InputError("--as is empty", fix="say who decides, or leave it out")
-    word = "approve" if approves else "reject"
     with opened() as (settings, pendings):
         found = pendings.read(Selection(tuple(agents), conversation=conversation))
         approvals = [pending for pending in found if pending.kind == "approval"]
@@ -226,14 +211,14 @@ def _decide(
 
         async def say(pending: Pending) -> tuple[Decided | None, bool]:
             async with Producer(settings, pendings.codec) as producer:
-                return await decide(producer, pendings, pending, approve=approves, by=by, why=why)
+                return await decide(producer, pendings, pending, approve=outcome == "approve", by=by, why=why)
 
         end, ours = asyncio.run(say(pending))
         if end is None or not ours:
             _print_late(conversation, end or Decided("", "", "", 0, -1, pending.agent, pending.about), output)
             raise typer.Exit(1)
         gone_on = None if wait_s is None else _wait(pendings, pending, end, wait_s)
-    _print_decided(word, pending, end, gone_on, output)
+    _print_decided(outcome, pending, end, gone_on, output)
     if gone_on is False:
         raise typer.Exit(1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from llmagentos.streams.decisions import decide, the_one
 from llmagentos.streams.errors import InputError
@@ -60,9 +60,5 @@ async def decide_for(
 
 @contextmanager
 def _opened(settings: Settings, codec: Codec, served: Mapping[str, Served]) -> Generator[Pendings]:
-    with Log(settings) as log:
-        pendings = Pendings(settings, codec, served, log)
-        try:
-            yield pendings
-        finally:
-            pendings.close()
+    with Log(settings) as log, closing(Pendings(settings, codec, served, log)) as pendings:
+        yield pendings
