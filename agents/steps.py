@@ -26,7 +26,7 @@ from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.results import decode_result, encode_result
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
-from llmagentos.streams.journal import Wait
+from llmagentos.streams.journal import Wait, step_record
 from llmagentos.streams.message import Message, child_id
 
 __all__ = ["RESERVED", "Identity", "Recorded", "Steps", "Suspended"]
@@ -277,19 +277,17 @@ class Steps:
             ResultError: it is too large.
         """
         at = time.time_ns() // 1_000_000
-        step = {
-            "name": identity[0],
-            "number": identity[1],
-            "outcome": outcome,
-            "about": about,
-            "due": due,
-            "attempts": attempts,
-            "took_ms": round(took_s * 1_000),
-            "content_type": content_type,
-            "type": "",
-            "body": body,
-            "blob": blob,
-        }
+        step = step_record(
+            *identity,
+            outcome,
+            about=about,
+            due=due,
+            attempts=attempts,
+            took_ms=round(took_s * 1_000),
+            content_type=content_type,
+            body=body,
+            blob=blob,
+        )
         await self._record(step, at)
         recorded = Recorded(outcome, about, due, body, content_type, at, blob)
         self._take(identity, recorded)

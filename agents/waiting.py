@@ -20,8 +20,8 @@ from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import NotOwner, ResultError
-from llmagentos.streams.journal import Entry, Wait
-from llmagentos.streams.message import Message, asker_of, child_id
+from llmagentos.streams.journal import Entry, Wait, step_record
+from llmagentos.streams.message import JSON, Message, asker_of, child_id
 from llmagentos.streams.ownership import Ownership
 
 __all__ = ["Waiting", "step_of_answer"]
@@ -152,8 +152,9 @@ class Waiting:
         if wait.kind == "answer":
             self._late(entry.conversation_id, wait.about, wait.name)
         else:
-            step = _blank_step(wait.name, wait.number, "result" if wait.kind == "timer" else "expired")
-            self._spawn(self._write(entry, step | {"body": b"null", "content_type": "application/json"}))
+            outcome = "result" if wait.kind == "timer" else "expired"
+            step = step_record(wait.name, wait.number, outcome, content_type=JSON, body=b"null")
+            self._spawn(self._write(entry, step))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
@@ -180,10 +181,15 @@ async def step_of_answer(answer: Message, encoded: bytes, blobs: Blobs) -> dict[
     Raises:
         ResultError: it is too large for a record, and can't be kept elsewhere.
     """
-    step = _blank_step(f"{RESERVED}ask {answer.sender}", 0, "answer")
     blob = await blobs.keep(encoded)
-    body = {"blob": blob} if blob else {"body": encoded}
-    return step | body | {"about": answer.caused_by or "", "content_type": "llmagentos.Message"}
+    return step_record(
+        f"{RESERVED}ask {answer.sender}",
+        0,
+        "answer",
+        about=answer.caused_by or "",
+        content_type="llmagentos.Message",
+        **({"blob": blob} if blob else {"body": encoded}),
+    )
 
 
 def _refused(answer: Message, error: ResultError) -> Message:
@@ -198,19 +204,3 @@ def _refused(answer: Message, error: ResultError) -> Message:
     )
     told.record["caused_by"] = answer.caused_by
     return told
-
-
-def _blank_step(name: str, number: int, outcome: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "number": number,
-        "outcome": outcome,
-        "about": "",
-        "due": 0,
-        "attempts": 1,
-        "took_ms": 0,
-        "content_type": "",
-        "type": "",
-        "body": b"",
-        "blob": "",
-    }

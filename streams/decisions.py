@@ -13,7 +13,7 @@ import orjson
 
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.errors import InputError
-from llmagentos.streams.journal import BLANK, SUBJECT
+from llmagentos.streams.journal import BLANK, SUBJECT, step_record
 from llmagentos.streams.message import JSON
 from llmagentos.streams.pending import Decided, Pending, Pendings
 from llmagentos.streams.producer import Producer
@@ -61,7 +61,7 @@ async def decide(
     if len(why) > WHY_MAX:
         raise InputError(f"--why has {len(why):,} characters; the limit is {WHY_MAX:,}", fix="say it shorter")
     outcome = "approve" if approve else "reject"
-    said = {"by": by, "why": why}
+    body = orjson.dumps({key: text.encode(errors="replace").decode() for key, text in (("by", by), ("why", why))})
     value = pendings.codec.writer(SUBJECT, "journal")(
         {
             **BLANK,
@@ -71,19 +71,7 @@ async def decide(
             "offset": pending.offset,
             "conversation_id": pending.conversation_id,
             "message_id": pending.message_id,
-            "step": {
-                "name": pending.name,
-                "number": pending.number,
-                "outcome": outcome,
-                "about": "",
-                "due": 0,
-                "attempts": 1,
-                "took_ms": 0,
-                "content_type": JSON,
-                "type": "",
-                "body": orjson.dumps({key: text.encode(errors="replace").decode() for key, text in said.items()}),
-                "blob": "",
-            },
+            "step": step_record(pending.name, pending.number, outcome, content_type=JSON, body=body),
         }
     )
     place = await producer.post(

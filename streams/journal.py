@@ -10,7 +10,8 @@ are sent.
 
 A handler's effects are *steps*: each one's result is recorded, so that a rerun takes it from here. One that waits for
 long is *suspended*: the message is kept with what it waits for, and its offset released. An answer, the end of a timer
-or a person's *approve* or *reject* is a step's result too, and has the handler run again.
+or a person's *approve* or *reject* is a step's result too, and has the handler run again. A *cancel* is a wish for any
+message that is not finished: its owner interrupts the handler, lets it clean up, and completes the message.
 
 Who owns a partition says so by a *claim*; the claim's offset is its epoch. Records carry their writer's claim, and
 behind a newer claim they are void. So whoever folds the same records has the same view, and a worker that lost its
@@ -44,6 +45,7 @@ __all__ = [
     "State",
     "View",
     "Wait",
+    "step_record",
 ]
 
 #: The registry subject of journal records: their full name.
@@ -51,14 +53,14 @@ SUBJECT = "llmagentos.Journal"
 
 Kind = Literal[
     "claim", "park", "held", "step", "suspend", "done", "drop", "copy", "sent",
-    "redrive", "discard", "approve", "reject", "reset",
+    "redrive", "discard", "approve", "reject", "cancel", "reset",
 ]  # fmt: skip
 State = Literal["open", "parked", "held", "waiting", "done", "unknown"]
 
 #: A person's answer to a handler that asked for it.
 DECISIONS = frozenset({"approve", "reject"})
 #: Written by people, and so without a claim.
-COMMANDS = frozenset({"redrive", "discard", "reset"}) | DECISIONS
+COMMANDS = frozenset({"redrive", "discard", "cancel", "reset"}) | DECISIONS
 
 
 #: Of records that this release knows.
@@ -79,6 +81,23 @@ BLANK: Mapping[str, Any] = {
     "waits": [],
     "detail": {},
 }
+
+
+def step_record(name: str, number: int, outcome: str, **said: Any) -> dict[str, Any]:
+    """How a step stands, as in journal.avsc; *said*: its other fields, where they say something."""
+    return {
+        "name": name,
+        "number": number,
+        "outcome": outcome,
+        "about": "",
+        "due": 0,
+        "attempts": 1,
+        "took_ms": 0,
+        "content_type": "",
+        "type": "",
+        "body": b"",
+        "blob": "",
+    } | said
 
 
 #: Outcomes of steps that come from outside, whatever the handler does.
@@ -242,6 +261,8 @@ class View:
         entries: all that is in them, by the offset in the inbox.
         ended: inbox offsets of what was closed, until :meth:`cover` says that a commit covers them; to the place in
             the journal that says so. The commit's metadata may have no room for them.
+        cancels: what is to be cancelled and is not finished, by the offset in the inbox, whether the journal has
+            anything else of it or not; with the place in the journal that says so, and who and why as it has them.
         position: the next journal offset to fold.
         claim: the newest claim; its offset.
     """
@@ -250,12 +271,13 @@ class View:
         self.open: dict[str, Conversation] = {}
         self.entries: dict[int, Entry] = {}
         self.ended: dict[int, int] = {}
+        self.cancels: dict[int, tuple[int, Mapping[str, Any]]] = {}
         self.position = start
         self.claim = claim
         self._claims: list[int] = [claim]  # ascending; those that low() may still need
         self._unsent: dict[int, Entry] = {}  # completions and parks by their place in the journal, ascending
         self._sent_here: set[int] = set()  # of them, those that this worker has sent
-        self._needed: dict[int, Entry] = {}  # places in the journal that must stay
+        self._needed: dict[int, Entry | None] = {}  # places in the journal that must stay
         self._lowest: list[int] = []  # a heap of them, with some that are needed no more
 
     def __len__(self) -> int:
@@ -283,7 +305,10 @@ class View:
         offset: int = record["offset"]
         if kind == "reset":
             self._forget_ended(lambda _: True)  # history is run again: what ended before counts no more
+            self._forget_cancels(lambda _: True)
             return None
+        if kind == "cancel":
+            return self._cancel(record, at)
         if kind in DECISIONS:
             return self._decision(record, at)
         if kind in COMMANDS:
@@ -324,14 +349,17 @@ class View:
         if kind == "copy":
             self._place(entry, record["state"], at, record["refers"])
             entry.waits = _waits(record)
+            entry.ready = entry.state == "waiting" and offset in self.cancels
         elif kind == "suspend":
             self._suspend(entry, record, at)
         elif kind == "park":
+            self._uncancel(offset)  # a person is to say what becomes of it
             self._place(entry, "parked", at, at)
             self._unsent[at] = entry
         elif kind == "held":
             self._place(entry, "held", at, -1)
         else:
+            self._uncancel(offset)
             self._place(entry, "done", at, -1)
             self._forget_steps(entry)
             self._unsent[at] = entry
@@ -358,6 +386,7 @@ class View:
         elif entry.state != record["state"] or entry.park != record["refers"]:
             return
         self._place(entry, record["state"], at, record["refers"])
+        entry.ready = entry.state == "waiting" and entry.offset in self.cancels
         entry.since = record["at"]
 
     def _copy_step(self, record: Mapping[str, Any], at: int) -> None:
@@ -414,7 +443,31 @@ class View:
             self._need(entry, at)
         waits = _waits(record)
         entry.waits = tuple(wait for wait in waits if not any(map(wait.ends_by, entry.early)))
-        entry.ready, entry.early = len(entry.waits) < len(waits), ()
+        entry.ready, entry.early = len(entry.waits) < len(waits) or entry.offset in self.cancels, ()
+
+    def _cancel(self, record: Mapping[str, Any], at: int) -> Entry | None:
+        """A person wants it to end. Of several such, the first counts; what is over, or parked, is left as it is."""
+        offset = record["offset"]
+        entry = self.entries.get(offset)
+        if offset in self.ended or offset in self.cancels:
+            return None
+        if entry is not None and (entry.state == "done" or (entry.state == "parked" and not entry.wish)):
+            return None
+        self.cancels[offset] = (at, record["step"] or {})
+        self._needed[at] = entry
+        heappush(self._lowest, at)
+        if entry is not None and entry.state == "waiting":
+            entry.ready = True
+        return entry
+
+    def _uncancel(self, offset: int) -> None:
+        if (cancel := self.cancels.pop(offset, None)) is not None:
+            self._needed.pop(cancel[0], None)
+
+    def _forget_cancels(self, which: Callable[[int], bool]) -> None:
+        """Those of what has come to its end with nothing in the journal, or is to run again."""
+        for offset in [offset for offset in self.cancels if offset not in self.entries and which(offset)]:
+            self._uncancel(offset)
 
     def _wish(self, kind: Any, record: Mapping[str, Any], at: int) -> Entry | None:
         entry = self.entries.get(record["offset"])
@@ -436,6 +489,7 @@ class View:
     def _close(self, entry: Entry, at: int) -> None:
         self._release(entry)
         self._forget_steps(entry)
+        self._uncancel(entry.offset)
         self.ended[entry.offset] = at
         self._need(entry, at)
         self._leave(entry)
@@ -485,6 +539,7 @@ class View:
     def cover(self, committed: int) -> None:
         """The inbox is committed up to *committed*, or is about to be with what is read of this view now."""
         self._forget_ended(lambda offset: offset < committed)
+        self._forget_cancels(lambda offset: offset < committed)
 
     def _forget_ended(self, which: Callable[[int], bool]) -> None:
         for offset in [offset for offset in self.ended if which(offset)]:
