@@ -34,7 +34,7 @@ class Answers:
 
     def __init__(self, settings: Settings, codec: Codec, *, name: str) -> None:
         self._codec = codec
-        self._waiting: dict[str, tuple[asyncio.Future[Message], str]] = {}  # and who was asked
+        self._waiting: dict[str, tuple[asyncio.Future[Message], str, str]] = {}  # and who was asked, and what
         self._early: dict[str, tuple[Message, tuple[str, int] | None, int]] = {}  # by question, oldest first; its place
         self._passed_over: dict[tuple[str, int], int] = {}  # the first answer of a partition that was not kept
         self._early_most = settings.max_waiting
@@ -42,8 +42,10 @@ class Answers:
         self._takers: dict[tuple[str, int], Callable[[Message, int], bool]] = {}
         self._follower = Follower(settings, self._deliver, name=f"{name}-answers")
 
-    async def expect(self, question: str, topic: str, partition: int, asked: str) -> asyncio.Future[Message]:
-        """The future of the answer of agent *asked* to *question*.
+    async def expect(
+        self, question: str, topic: str, partition: int, asked: str, item: str = ""
+    ) -> asyncio.Future[Message]:
+        """The future of the answer of agent *asked* to *question*; *item*: which of many that is.
 
         Send it only afterwards, so that no answer comes too early.
 
@@ -56,7 +58,7 @@ class Answers:
         if known is not None and not known[0].done():
             return known[0]
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._waiting[question] = (future, asked)
+        self._waiting[question] = (future, asked, item)
         if (early := self._early.pop(question, None)) is not None:
             self.hand(early[0])
         return future
@@ -123,11 +125,12 @@ class Answers:
     def hand(self, answer: Message, place: tuple[str, int] | None = None, at: int = -1) -> None:
         """Give an answer to who waits for it, or will; *place*: where it was read, if it is nowhere else."""
         question = answer.caused_by or ""
-        future, asked = self._waiting.get(question, (None, ""))
+        future, asked, item = self._waiting.get(question, (None, "", ""))
         if future is None:
             self._keep(answer, place, at)
         elif answer.sender != asked and not (answer.type == "error" and LATE in answer.attributes):
-            log.warning("agent %r answered question %s, which was for %r: passed over", answer.sender, question, asked)
+            what = f"question {question} ({item})" if item else f"question {question}"
+            log.warning("agent %r answered %s, which was for %r: passed over", answer.sender, what, asked)
         else:
             del self._waiting[question]
             if not future.done():

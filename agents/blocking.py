@@ -48,7 +48,7 @@ Function = Callable[[Message, Any], Any]
 
 #: What of a context gives an awaitable though it is no coroutine function: such a call takes its place among the
 #: handler's calls at once.
-_AWAITED: Final = frozenset({"step", "ask", "sleep", "approve", "history"})
+_AWAITED: Final = frozenset({"step", "ask", "gather", "map", "sleep", "approve", "history"})
 
 #: Threads beyond the number that runs at once, for those given up and for those that wait for an answer. When they
 #: are all taken, messages wait for a thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
@@ -13,13 +13,14 @@ from uuid import UUID
 
 import orjson
 
+from llmagentos.agents.asking import IN_FLIGHT, Asking
 from llmagentos.agents.history import MOST
 from llmagentos.agents.memory import no_memory
-from llmagentos.agents.outputs import LATE, Output
+from llmagentos.agents.outputs import Output
 from llmagentos.agents.steps import RESERVED, Identity, Steps
-from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, StepError, TopicError
+from llmagentos.streams.errors import StepError, TopicError
 from llmagentos.streams.journal import Wait
-from llmagentos.streams.message import JSON, Message, child_id, encode_content, question_id
+from llmagentos.streams.message import JSON, Message, child_id, encode_content
 from llmagentos.streams.producer import MESSAGE_ID
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Context:
     __slots__ = (
         "_again",
         "_answers",
+        "_asking",
         "_log",
         "_open_steps",
         "_outputs",
@@ -111,6 +113,7 @@ class Context:
         self._open_steps = open_steps
         self._work = work
         self._random: Random | None = None
+        self._asking: Asking | None = None
         self._again = again  # tells a redrive's questions from those that it asked before
         self.collected: list[Output] = []
         self._step = 0
@@ -479,88 +482,66 @@ class Context:
             AnswerError: the other agent answered with an error.
             AnswerTimeout: no answer came in time; names both agents and the question.
         """
-        if agent == self.agent and conversation in (None, self.conversation):
-            raise AgentError(
-                f"agent {agent!r} asks itself within conversation {self.conversation!r}, whose lane it holds: the"
-                " question could only be handled after this message",
-                fix='ask in a conversation of its own: conversation=f"{ctx.conversation}/1"',
-            )
-        # Before anything is awaited, so that questions side by side keep their places.
-        identity = self._opened().identity(f"{RESERVED}ask {agent}")
-        return self._ask(identity, self._next_step(), agent, content, timeout, conversation, attributes)
+        return self._asks().ask(agent, content, timeout, conversation, attributes)
 
-    async def _ask(
+    def gather(
+        self, *questions: tuple[str, object], timeout: float | None = None, return_exceptions: bool = False
+    ) -> Awaitable[list[Any]]:
+        """Ask several agents at once; their answers, in the order of the questions.
+
+            line, view = await ctx.gather(("poet", "a line"), ("critic", "your view"))
+
+        Each is asked in a conversation of its own (`C/1`, `C/2`, ...), so that they run side by side.
+
+        Args:
+            questions: each an agent and what it is asked.
+            timeout: seconds for each question; None: as of :meth:`ask`.
+            return_exceptions: have errors in the list in place of answers.
+
+        Raises:
+            UnknownAgent, RecordError: a question can't be asked. No other was, unless it is too large.
+            AnswerError, AnswerTimeout: of the first question that failed, in their order; it is raised once those
+                before it are answered, as on every rerun.
+            StepError: what is given are no questions; or another task of the handler asks so at the same time.
+        """
+        return self._asks().gather(questions, timeout, return_exceptions)
+
+    def map(
         self,
-        identity: Identity,
-        position: int,
         agent: str,
-        content: object,
-        timeout: float | None,
-        conversation: str | None,
-        attributes: Mapping[str, str] | None,
-    ) -> Any:
-        steps, outputs = self._opened(), self._outputs
-        await steps.alive()
-        await outputs.check_inbox(agent)
-        name = f"{identity[0]}#{identity[1]}{self._again}"
-        question = question_id(self.message.message_id, self.agent, name, max(0, self.message.offset))
-        wait_s = outputs.settings.ask_timeout_s if timeout is None else timeout
-        if (left := self.deadline) is not None:
-            wait_s = min(wait_s, left)
-        due = steps.dues.get(question) or self._after(wait_s)
-        result = steps.answers.get(question)
-        if result is None:
-            message = outputs.child(
-                self.message,
+        items: Iterable[object],
+        *,
+        timeout: float | None = None,
+        limit: int = IN_FLIGHT,
+        return_exceptions: bool = False,
+    ) -> Awaitable[list[Any]]:
+        """Ask one agent about each of many items; the answers, in their order. Nothing is asked where there are none.
+
+            reviews = await ctx.map("critic", drafts)
+
+        As :meth:`gather`, whatever their number: *limit* of them wait for answers at a time.
+
+        Args:
+            items: the same on every rerun.
+            timeout: seconds for each question, from when it is sent; None: as of :meth:`ask`.
+            limit: 1 to 1,000.
+        """
+        return self._asks().map(agent, items, timeout, limit, return_exceptions)
+
+    def _asks(self) -> Asking:
+        if self._asking is None:
+            self._asking = Asking(
                 self.agent,
-                position,
-                content,
-                message_id=question,
-                type="task",
-                recipient=agent,
-                conversation=conversation,
-                deadline=due,
-                reply_to={"topic": outputs.settings.topic(f"answers.{self.agent}"), "partition": self.partition},
-                attributes=attributes,
+                self.message,
+                self.partition,
+                self._again,
+                steps=self._opened(),
+                outputs=self._outputs,
+                answers=self._answers,
+                take=self._next_step,
+                flush=self.flush,
             )
-            result = await self._answer(steps, Wait("answer", *identity, question, due), message)
-        if result.type != "error":
-            return result.content
-        if LATE in result.attributes and result.sender == self.agent:
-            raise AnswerTimeout(
-                f"agent {self.agent!r} had no answer from {agent!r} within {wait_s:.1f} s: question {question} of"
-                f" conversation {conversation or self.conversation}",
-                fix=f"see `llmagentos lag` and `llmagentos tail --conversation {conversation or self.conversation}`",
-            )
-        said = result.content
-        raise AnswerError(
-            f"agent {agent!r} failed question {question}: {said.get('error', said) if isinstance(said, dict) else said}"
-        )
-
-    async def _answer(self, steps: Steps, wait: Wait, question: Message) -> Message:
-        outputs = self._outputs
-        place = question.record["reply_to"]
-        future = await self._answers.expect(wait.about, place["topic"], self.partition, question.recipient)
-        steps.asks()
-        try:
-            self.flush()
-            outputs.send(outputs.to_inbox(question))
-            timer = asyncio.create_task(self._remind(wait, question))
-            try:
-                result: Message = await steps.wait(wait, future)
-            finally:
-                timer.cancel()
-        finally:
-            self._answers.forget(wait.about)
-        if steps.answers.setdefault(wait.about, result) is result:
-            steps.in_hand[wait.about] = result
-        return result
-
-    async def _remind(self, wait: Wait, question: Message) -> None:
-        """Say so among the answers when none came in time: see :meth:`Outputs.late`."""
-        await self._outputs.clock.sleep(wait.due / 1_000 - self._outputs.clock.time())
-        late = self._outputs.late(self.agent, self.partition, self.conversation, wait.about, question.recipient)
-        self._outputs.send(late)
+        return self._asking
 
     def flush(self) -> None:
         """Send what was collected so far."""

@@ -79,6 +79,7 @@ class Steps:
         waits: told when the handler begins (True) and ends (False) to wait for something.
         suspend: told that it has waited for long, and may be suspended.
         suspend_after_s: what is long; None: it never is.
+        keep: writes the answers in hand to the journal.
 
     Attributes:
         found: what is recorded, by identity.
@@ -102,6 +103,7 @@ class Steps:
         waits: Callable[[bool], None],
         suspend: Callable[[], None],
         suspend_after_s: float | None,
+        keep: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._agent = agent
         self._message = message
@@ -113,6 +115,8 @@ class Steps:
         self._waits = waits
         self._suspend = suspend
         self._suspend_after_s = suspend_after_s
+        self._keep = keep
+        self._keeping = False
         self.found: dict[Identity, Recorded] = {}
         self.answers: dict[str, Message] = {}
         self.in_hand: dict[str, Message] = {}
@@ -442,6 +446,7 @@ class Steps:
         self._arm()
         try:
             result = await future
+            self._disarm()  # something came: it has not waited for long
         finally:
             if self.open.pop(identity, None) is not None and not self.open:
                 self._waits(False)
@@ -449,12 +454,30 @@ class Steps:
         await self._thawed()
         return result
 
+    async def keep(self) -> None:
+        """Write the answers in hand to the journal, unless somebody does already.
+
+        Raises:
+            NotOwner: another worker owns the partition now.
+        """
+        if self._keep is None or self._keeping:
+            return
+        self._keeping = True
+        try:
+            await self._keep()
+        finally:
+            self._keeping = False
+
     def _arm(self) -> None:
         """Suspend it when it has waited for long, and does nothing else."""
         idle = bool(self.open) and not self._running and self._ended is None
         if idle and self._timer is None and self._suspend_after_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self._suspend_after_s, self._waited)
-        elif not idle and self._timer is not None:
+        elif not idle:
+            self._disarm()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
@@ -469,6 +492,11 @@ class Steps:
             return None
         self._frozen = asyncio.get_running_loop().create_future()
         return [wait for wait, _ in self.open.values()]
+
+    def come(self) -> list[Message]:
+        """Answers that came since :meth:`freeze`, and have not reached the handler."""
+        futures = [future for wait, future in self.open.values() if wait.kind == "answer" and future.done()]
+        return [each.result() for each in futures if not each.cancelled() and each.exception() is None]
 
     def thaw(self) -> None:
         """It can't be suspended: let it go on, and be, however long it waits."""

@@ -6,6 +6,7 @@ the journal, and its offset is released. When something of that has come, it run
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -77,6 +78,7 @@ class Suspending:
                 waits=partial(self._waits, work),
                 suspend=lambda: self._spawn(self._suspend(work, message)),
                 suspend_after_s=self._settings.suspend_after_s,
+                keep=partial(self._keep, work, message),
             )
             work.steps.load(work.recorded)
             if work.entry is not None:
@@ -111,6 +113,29 @@ class Suspending:
     async def _record(self, work: Work, message: Message, step: Mapping[str, Any], at: int) -> None:
         fields = {"offset": work.offset, "message_id": message.message_id, "at": at, "step": step}
         await work.assignment.ownership.write("step", fields, conversation_id=work.conversation(message))
+
+    async def _keep(self, work: Work, message: Message) -> None:
+        """Write the answers that its handler has in hand; one that no record takes stays in hand.
+
+        Raises:
+            NotOwner: another worker owns the partition now.
+        """
+        steps = work.steps
+        assert steps is not None
+
+        async def write(question: str, answer: Message) -> None:
+            try:
+                await self._write(work, message, answer)
+            except (RecordTooLarge, ResultError) as error:
+                log.warning("an answer to message %s is not kept yet: %s", message.message_id, error)
+            else:
+                steps.in_hand.pop(question, None)
+
+        await asyncio.gather(*(write(question, answer) for question, answer in list(steps.in_hand.items())))
+
+    async def _write(self, work: Work, message: Message, answer: Message) -> None:
+        step = await step_of_answer(answer, self._outputs.encode(answer), self._blobs)
+        await self._record(work, message, step, time.time_ns() // 1_000_000)
 
     def _asks(self, work: Work) -> None:
         """Its answers are read again by a next owner; of one that is in the journal they are in the journal."""
@@ -148,13 +173,14 @@ class Suspending:
             "waits": [wait._asdict() for wait in waits],
         }
         try:
-            for answer in steps.in_hand.values():
-                step = await step_of_answer(answer, self._outputs.encode(answer), self._blobs)
-                await self._record(work, message, step, time.time_ns() // 1_000_000)
+            await self._outputs.producer.delivered()  # a next run doesn't ask again what it waits for
+            await asyncio.gather(*(self._write(work, message, answer) for answer in steps.in_hand.values()))
             try:
                 await assignment.ownership.write("suspend", fields, conversation_id=conversation_id)
             except RecordTooLarge:  # with all that it waits for; the message is in the inbox, too
                 await assignment.ownership.write("suspend", fields | {"record": None}, conversation_id=conversation_id)
+            # Read while the suspension was under way; from here on answers go to the journal as they are read.
+            await asyncio.gather(*(self._write(work, message, answer) for answer in steps.come()))
         except NotOwner as error:
             steps.give_up(error)
             return
