@@ -447,11 +447,11 @@ class Steps:
         try:
             result = await future
             self._disarm()  # something came: it has not waited for long
+            await self._thawed()  # while it is among the open ones, where a suspension that is under way looks for it
         finally:
             if self.open.pop(identity, None) is not None and not self.open:
                 self._waits(False)
             self._arm()
-        await self._thawed()
         return result
 
     async def keep(self) -> None:

@@ -513,6 +513,33 @@ async def test_what_runs_is_not_suspended(journal: Journaled) -> None:
     assert journal.outcomes() == [("works", 0, "result")]
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_an_answer_that_comes_during_a_suspension_is_not_forgotten(journal: Journaled, goes_on: bool) -> None:
+    """Its future is done before the suspension counts: it must be found, or reach the handler where that goes on."""
+    answer = Message.create("42", to="till")
+    future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    async def handler(ctx: Context) -> Message:
+        steps: Steps = cast(Any, ctx)._steps
+        return await steps.wait(Wait("answer", "ctx.ask clock", 0, "q", 0), future)
+
+    running = asyncio.create_task(journal.run(handler))
+    while not journal.steps.open:
+        await asyncio.sleep(0)
+    assert journal.steps.freeze() is not None
+    future.set_result(answer)
+    await asyncio.sleep(0.01)  # the handler's task has woken
+    assert journal.steps.come() == [answer]
+    assert not running.done()
+    if goes_on:
+        journal.steps.thaw()
+        assert await running is answer
+    else:
+        journal.steps.give_up(Suspended())
+        with pytest.raises(Suspended):
+            await running
+
+
 # -- the seeded bugs ----------------------------------------------------------------------------------------------
 
 
