@@ -147,7 +147,10 @@ class Ownership:
         waiting = self._waiting.pop(at, None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
-        if entry is not None and (entry.ready or record["kind"] in COMMANDS):
+        if record["kind"] == "cancel":
+            if at == self.view.cancels.get(record["offset"], (-1,))[0]:
+                self.cancelled(record["offset"])
+        elif entry is not None and (entry.ready or record["kind"] in COMMANDS):
             self.noticed(entry, record)
 
     def _missing(self, below: int) -> None:
@@ -165,6 +168,8 @@ class Ownership:
     #: Told of what lets a message go on: a person's command, or the result that its handler waited for. Set by the
     #: inbox.
     noticed: Callable[[Entry, Mapping[str, Any]], None] = staticmethod(lambda entry, record: None)
+    #: Told of offsets in the inbox that are to be cancelled. Set by the inbox.
+    cancelled: Callable[[int], None] = staticmethod(lambda offset: None)
 
     def end(self) -> None:
         """Give it up: the partition is another worker's."""

@@ -35,24 +35,27 @@ ApproveSleep == << {"ok"}, {"nap"} >>
 StepApprove == << {"s1"}, {"ok"} >>
 Approve     == << {"ok"} >>
 
-Ops == UNION {Handler[n] : n \in 1..Len(Handler)}
+Main == UNION {Handler[n] : n \in 1..Len(Handler)}
+(* Where one that had begun is cancelled, its cleanup runs: one more step. *)
+Cleanup == IF Cancels > 0 THEN {"u"} ELSE {}
+Ops == Main \cup Cleanup
 Steps == Ops \cap {"s1", "s2", "due"}
 Questions == Ops \cap {"q", "p"}
 Approvals == Ops \cap {"ok"}
 Timers == Ops \cap {"nap"}
-Waiting == Ops \ Steps
+Waiting == Main \ Steps
 Worker == 1..Workers
 Max(S) == IF S = {} THEN 0 ELSE CHOOSE x \in S : \A y \in S : y <= x
 Min(S) == CHOOSE x \in S : \A y \in S : x <= y
 
 None == <<>>                            \* no result; every result is a tuple with something in it
-Nothing == [op \in Ops |-> None]        \* what one that was cancelled has as its result
+Nothing == [op \in Ops |-> None]        \* what one that was cancelled before it began has as its result
 Place(op) == CHOOSE n \in 1..Len(Handler) : op \in Handler[n]
 (* What it has to do now, where it knows these results. *)
 Now(res) == LET open == {n \in 1..Len(Handler) : \E op \in Handler[n] : res[op] = None}
             IN IF open = {} THEN {} ELSE {op \in Handler[Min(open)] : res[op] = None}
 (* A step is computed from what was waited for before it. *)
-From(res, op) == {<<o, res[o]>> : o \in {o \in Waiting : Place(o) < Place(op)}}
+From(res, op) == IF op \in Cleanup THEN {} ELSE {<<o, res[o]>> : o \in {o \in Waiting : Place(o) < Place(op)}}
 
 VARIABLES
   log,      \* the journal: [kind, claim (of its writer), op, v (result), waits, refers]; void records are left
@@ -105,7 +108,7 @@ Put(r) == IF r.kind = "claim" \/ Valid(truth, r)
 
 -------------------------------------------------------------------------------
 (* A worker. claim, at, view: as in Delivery. from, ans: it has read the answers from there to there.   *)
-(* run: "off", "live", or "leaving": its suspension is on its way. Of the run: res (what the handler     *)
+(* run: "off", "live", "leaving": its suspension is on its way; or "undo": its cleanup. Of the run: res (what the handler     *)
 (* knows), sent (what it asked and waits for). ran: it ran here before. pin: at most one position of the *)
 (* answers, which commits must not pass. busy: records on their way. given: it began with the offset     *)
 (* released. told: outputs are sent. look: what a copier saw (for a seeded bug).                         *)
@@ -118,8 +121,13 @@ Over == Gone(Fresh([low |-> 1, claim |-> 0, ans |-> 0, over |-> FALSE]))
 
 Finished(x) == x.given \/ x.view.st \in {"suspended", "over"} \/ (x.view.st = "done" /\ x.told)
 Waits(x) == IF x.view.st = "suspended" THEN x.view.waits ELSE {}
-(* It was suspended and something of that has come: it is to be run again. *)
-Runnable(x) == x.view.st = "suspended" /\ \E op \in Waits(x) : x.view.res[op] # None
+(* It was suspended, and something of that has come, or it is cancelled: it is to be run again. *)
+Runnable(x) == x.view.st = "suspended" /\ (x.view.cancel # 0 \/ \E op \in Waits(x) : x.view.res[op] # None)
+(* Its handler had begun, as far as is known: it is to clean up when it is cancelled. *)
+Begun(x) == Bug # "cleanup-skipped" /\ (x.view.st = "suspended" \/ x.view.res # Nothing)
+(* Steps that a run is to execute. *)
+Todo(x) == IF x.run = "live" THEN Now(x.res) \cap Steps
+           ELSE IF x.run = "undo" /\ x.res["u"] = None THEN {"u"} ELSE {}
 
 (* The place of the first answer to a question among those that the worker has read; 0: none. *)
 Met(x, op) == LET S == {k \in (x.from + 1)..x.ans : answers[k].op = op} IN IF S = {} THEN 0 ELSE Min(S)
@@ -148,7 +156,8 @@ Init == /\ log = <<>> /\ truth = NoView(0) /\ heir = NoView(0) /\ answers = <<>>
 (* What was read changes the run: a result that came, its suspension or its end. *)
 Learn(x, v, at) == [x EXCEPT !.view = v, !.at = at, !.busy = {},
   !.res = IF x.run = "off" THEN @ ELSE [op \in Ops |-> IF @[op] # None THEN @[op] ELSE v.res[op]],
-  !.run = IF v.st \in {"done", "over"} \/ v.cancel # 0 \/ (x.run = "leaving" /\ v.st = "suspended") THEN "off" ELSE @,
+  !.run = IF v.st \in {"done", "over"} \/ (x.run = "leaving" /\ v.st = "suspended") THEN "off"
+          ELSE IF v.cancel # 0 /\ x.run = "live" THEN "undo" ELSE @,
   !.pin = IF v.st \in {"done", "over"} \/ (x.run = "leaving" /\ v.st = "suspended") THEN {} ELSE @]
 
 Claim(i) ==
@@ -195,17 +204,17 @@ Start(i) ==
       latest(op) == LET S == {k \in (x.from + 1)..x.ans : answers[k].op = op}
                     IN IF op \in Questions /\ S # {} THEN answers[Max(S)].v ELSE x.view.res[op]
   IN
-  /\ x.claim # 0 /\ x.run = "off" /\ x.busy = {} /\ x.view.cancel = 0
+  /\ x.claim # 0 /\ x.run = "off" /\ x.busy = {} /\ (x.view.cancel # 0 => Begun(x))
   /\ (x.view.st = "none" /\ ~x.given) \/ Runnable(x)
   /\ worker' = [worker EXCEPT ![i] =
-       [x EXCEPT !.run = "live", !.sent = {}, !.ran = TRUE,
+       [x EXCEPT !.run = IF x.view.cancel # 0 THEN "undo" ELSE "live", !.sent = {}, !.ran = TRUE,
                  !.res = [op \in Ops |-> IF Bug = "late-answer" THEN latest(op) ELSE x.view.res[op]],
                  !.pin = IF x.view.st = "suspended" \/ (i = 1 /\ x.claim = 1) THEN {} ELSE {Position(x)}]]
   /\ UNCHANGED <<log, truth, heir, answers, asked, group, out, odd>>
 
 Step(i, op) ==
   LET x == worker[i] IN
-  /\ x.run = "live" /\ op \in Now(x.res) \cap Steps /\ op \notin x.busy
+  /\ op \in Todo(x) \ x.busy
   /\ Again(x, op)
   /\ Write(i, [Record(x, "step") EXCEPT !.op = op, !.v = <<x.claim, From(x.res, op)>>], x, op)
 
@@ -272,12 +281,16 @@ Complete(i) ==
   LET x == worker[i] IN
   /\ x.claim # 0 /\ x.busy = {} /\ x.view.st \in {"none", "suspended"} /\ UNCHANGED odd
   /\ \/ x.run = "live" /\ Now(x.res) = {} /\ Write(i, [Record(x, "done") EXCEPT !.v = x.res], x, "done")
-     \/ x.run = "off" /\ x.view.cancel # 0 /\ (x.view.st = "suspended" \/ ~x.given)
+     \/ x.run = "undo" /\ Todo(x) = {}
+        /\ Write(i, [Record(x, "done") EXCEPT !.v = [Nothing EXCEPT !["u"] = x.res["u"]]], x, "done")
+     \/ x.run = "off" /\ x.view.cancel # 0 /\ ~Begun(x) /\ (x.view.st = "suspended" \/ ~x.given)
         /\ Write(i, [Record(x, "done") EXCEPT !.v = Nothing], x, "done")
 Send(i) ==
   LET x == worker[i] take(v) == out' = IF out = <<>> THEN <<v>> ELSE out IN
   /\ x.claim # 0
-  /\ \/ x.view.st = "done" /\ ~x.told /\ take(x.view.res) /\ worker' = [worker EXCEPT ![i].told = TRUE]
+  /\ \/ /\ x.view.st = "done" /\ ~x.told
+        /\ (Bug = "cancel-unanswered" => x.view.cancel = 0)
+        /\ take(x.view.res) /\ worker' = [worker EXCEPT ![i].told = TRUE]
      \/ Bug = "output-early" /\ x.run = "live" /\ Now(x.res) = {} /\ out = <<>> /\ take(x.res) /\ UNCHANGED worker
   /\ UNCHANGED <<log, truth, heir, answers, asked, group, odd>>
 SaySent(i) ==
@@ -308,7 +321,8 @@ Needed(x) == LET v == x.view IN
   CASE v.st = "over" -> {}
     [] v.st = "done" -> {v.at}
     [] v.st = "none" /\ x.given /\ Bug # "stray-kept" -> {}
-    [] OTHER -> {v.at, v.said, v.cancel} \cup (IF Bug = "low-over-steps" THEN {} ELSE {v.place[op] : op \in Ops})
+    [] OTHER -> {v.at, v.said} \cup (IF Bug = "cancel-forgotten" THEN {} ELSE {v.cancel})
+                  \cup (IF Bug = "low-over-steps" THEN {} ELSE {v.place[op] : op \in Ops})
 Low(x) == IF x.claim = 0 THEN x.note.low ELSE Min((Needed(x) \ {0}) \cup {x.at + 1})
 Commits(i, low) == [owner |-> i, by |-> i, over |-> Finished(worker[i]), low |-> low,
                     claim |-> Max({j \in 1..(low - 1) : log[j].kind = "claim"}), ans |-> Position(worker[i])]
@@ -362,6 +376,10 @@ OneValue ==
 Coherent(res) == \A op \in Steps : res[op] # None => res[op][2] = From(res, op)
 Consistent == /\ \A k \in 1..Len(out) : Coherent(out[k])
               /\ \A j \in Counted("done") : Coherent(log[j].v)
+(* Where the handler of one that is cancelled had recorded something, its cleanup ran. *)
+Cleaned == \A j \in Counted("done") :
+  (\E op \in Main : log[j].v[op] = None) /\ (\E k \in 1..j : log[k].kind = "step" /\ log[k].op \in Steps)
+     => log[j].v["u"] # None
 (* 8: no output but that of a valid completion. *)
 OutputIsRecorded == out # <<>> => \E j \in Counted("done") : log[j].v = out[1]
 (* 3, 5, 6: what is released is suspended or done for whoever takes over, with all that was recorded. *)

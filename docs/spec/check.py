@@ -67,7 +67,7 @@ DELIVERY = Model(
 STEPS = Model(
     "Steps",
     "Handler",
-    "NoRerun OneValue Consistent OutputIsRecorded NothingDropped AnswerKept Forward Clean",
+    "NoRerun OneValue Consistent Cleaned OutputIsRecorded NothingDropped AnswerKept Forward Clean",
     {
         "Workers": 2,
         "Claims": 2,
@@ -184,11 +184,15 @@ INVOCATIONS = [
     _step("cancel-ask", "AskStep", "cancelled while it asks", Cancels=1),
     _step("ask-approve", "AskApprove", "suspended with an answer in hand", Decisions=1),
     _step("deadline", "AskStep", "an answer and a deadline", Late=True),
+    _step("cancel-steps", "Approve", "cancelled while suspended, and copied meanwhile", Cancels=2, Copies=1, Sents=1),
     _step("twice", "AskStep", "answered twice, differently", Answers=2),
     _step("ask-again", "StepAskStep", "a zombie claims again behind the new owner, who claims again", Claims=3),
     _step("ask-ask", "AskAskStep", "one question after the other"),
     _step("approve", "StepApprove", "approved and rejected, or too late", Decisions=2, Late=True),
     _step("sleep", "Sleep", "a timer", Sents=1),
+    _step("cancel-forgotten", "StepApprove", "the note passes a cancellation", "NothingDropped", Cancels=1),
+    _step("cancel-unanswered", "StepApprove", "who asked is not told of a cancellation", "Deadlock", Cancels=1),
+    _step("cleanup-skipped", "StepApprove", "a next owner just ends what is cancelled", "Cleaned", Cancels=1),
     _step("stray-kept", "StepApprove", "what people say of something over stays needed", "Clean", Decisions=2, Sents=1),
     _step("copy-unlooked", "AskStep", "copied without a look at the last moment", "NothingDropped", Copies=1, Sents=1),
     _step(

@@ -82,7 +82,7 @@ def _with_step(said: Said, step: Mapping[str, Any], at: int) -> Said:
     return said
 
 
-def _suspended(said: Said, entry: Mapping[str, Any], at: int) -> Said:
+def _suspended(said: Said, entry: Mapping[str, Any], at: int, cancelled: bool) -> Said:
     waits = tuple(tuple(each.values()) for each in entry["waits"])
     came = [dict(zip(("name", "number", "outcome", "about"), each, strict=True)) for each in said.early]
     left = tuple(each for each in waits if not any(ends(each, step) for step in came))
@@ -92,10 +92,10 @@ def _suspended(said: Said, entry: Mapping[str, Any], at: int) -> Said:
         said = replace(said, park=-1, wish="", said=at)
     else:
         said = replace(said, said=at)
-    return replace(said, state="waiting", waits=left, ready=len(left) < len(waits), early=())
+    return replace(said, state="waiting", waits=left, ready=cancelled or len(left) < len(waits), early=())
 
 
-def _copied(said: Said | None, entry: Mapping[str, Any], at: int) -> Said:
+def _copied(said: Said | None, entry: Mapping[str, Any], at: int, cancelled: bool) -> Said:
     waits = tuple(tuple(each.values()) for each in entry["waits"])
     if said is None or said.state == "open":
         said = replace(said or Said("open"), waits=waits)
@@ -103,14 +103,26 @@ def _copied(said: Said | None, entry: Mapping[str, Any], at: int) -> Said:
         return said
     return replace(
         said, state=entry["state"], place=at, park=entry["refers"], said=-1,
-        wish="", wish_at=-1,
+        wish="", wish_at=-1, ready=entry["state"] == "waiting" and cancelled,
     )  # fmt: skip
 
 
 def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> tuple[dict[int, Said], dict[int, int]]:
     """What docs/spec says that a reader believes: of open messages, and the places of the ends of others."""
+    return _folded(log, start, claim)[:2]
+
+
+def cancelled(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> dict[int, int]:
+    """The same of what is to be cancelled: where the first word of it is."""
+    return _folded(log, start, claim)[2]
+
+
+def _folded(
+    log: Sequence[Mapping[str, Any]], start: int, claim: int
+) -> tuple[dict[int, Said], dict[int, int], dict[int, int]]:
     said: dict[int, Said] = {}
     ended: dict[int, int] = {}
+    cancels: dict[int, int] = {}
     for at in range(start, len(log)):
         entry = log[at]
         kind, offset = entry["kind"], entry["offset"]
@@ -119,6 +131,13 @@ def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> t
             claim = at
         elif kind == "reset":
             ended.clear()
+            cancels = {o: place for o, place in cancels.items() if o in said}
+        elif kind == "cancel":
+            state = "" if known is None else "wished" if known.wish else known.state
+            if offset not in ended and offset not in cancels and state not in ("done", "parked"):
+                cancels[offset] = at
+                if known is not None and known.state == "waiting":
+                    said[offset] = replace(known, ready=True)
         elif kind in WISHES:
             if known is not None and (known.state, known.park, known.wish) == ("parked", entry["refers"], ""):
                 if entry["record"] is not None:  # its steps were another message's
@@ -132,8 +151,10 @@ def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> t
         elif kind == "sent":
             for done in [o for o, s in said.items() if s.state == "done" and s.place < entry["refers"]]:
                 ended[done] = said.pop(done).place
+                cancels.pop(done, None)
         elif kind == "drop":
             said.pop(offset, None)
+            cancels.pop(offset, None)
             ended[offset] = at
         elif kind not in (*STATES, "copy", "step") or (
             known is not None and known.state == "unknown" and kind != "done"
@@ -147,18 +168,20 @@ def fold(log: Sequence[Mapping[str, Any]], start: int = 0, claim: int = -1) -> t
                 steps[entry["refers"]] = at
                 said[offset] = replace(known, steps=tuple(sorted(steps.items())))
         elif kind == "copy":
-            said[offset] = _copied(known, entry, at)
+            said[offset] = _copied(known, entry, at, offset in cancels)
         elif kind == "step":
             if offset not in ended and (known is None or known.state != "done"):
                 said[offset] = _with_step(known or Said("open"), entry["step"], at)
         elif kind == "suspend":
-            said[offset] = _suspended(known or Said("open"), entry, at)
+            said[offset] = _suspended(known or Said("open"), entry, at, offset in cancels)
         else:
+            if kind != "held":
+                cancels.pop(offset, None)
             kept = known if kind != "done" and known is not None else Said("")
             said[offset] = replace(
                 kept, state=STATES[kind], place=at, park=at if kind == "park" else -1, wish="", wish_at=-1, said=-1
             )
-    return said, ended
+    return said, ended, cancels
 
 
 def believed(view: View) -> dict[int, Said]:

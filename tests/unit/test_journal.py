@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from journal_fold import DECISIONS, Said, believed, fold, record, step, wait
+from journal_fold import DECISIONS, Said, believed, cancelled, fold, record, step, wait
 
 from llmagentos.streams.journal import Entry, Note, View
 
@@ -31,7 +31,7 @@ WAITS = [wait("answer", "q"), wait("approval", "ok"), wait("timer", "nap"), wait
 STEPS = st.one_of(
     st.tuples(st.sampled_from(["claim", "claim", "claim", "reset"]), st.just(0), st.just(0), st.just(0)),
     st.tuples(OWNERS, OFFSETS, STALE, PLACES),
-    st.tuples(st.sampled_from(["redrive", "discard", *DECISIONS]), OFFSETS, st.just(0), PLACES),
+    st.tuples(st.sampled_from(["redrive", "discard", "cancel", *DECISIONS]), OFFSETS, st.just(0), PLACES),
 )
 
 
@@ -54,7 +54,7 @@ def written(steps: Sequence[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
         elif offset in ended:
             continue
         elif kind == "copy-step":
-            firsts = [first for first, _ in known.steps] or [place]
+            firsts = [first for first, _ in known.steps] or [min(place, len(log) - 1)]  # what it copies was before
             log.append(record("copy", claim, offset, refers=firsts[place % len(firsts)], step=step("a", "result")))
         elif kind.startswith("copy"):
             state = kind.removeprefix("copy-")
@@ -69,6 +69,8 @@ def written(steps: Sequence[tuple[str, int, int, int]]) -> list[dict[str, Any]]:
             payload = {"key": b"k"} if known.state in ("", "open") and place % 3 else None
             waits = [each for bit, each in enumerate(WAITS) if (place + 1) >> bit & 1]
             log.append(record("suspend", claim, offset, record=payload, waits=waits))
+        elif kind == "cancel":
+            log.append(record(kind, -1, offset))
         elif kind in DECISIONS:
             log.append(record(kind, -1, offset, step=step("ok", kind)))
         elif kind in ("redrive", "discard"):
@@ -87,10 +89,12 @@ def compare(log: Sequence[Mapping[str, Any]], view_type: type[View]) -> None:
         said, ended = fold(log[: at + 1])
         assert believed(view) == said, "believes something else"
         assert view.ended == ended, "remembers other ends"
+        cancels = cancelled(log[: at + 1])
+        assert {o: place for o, (place, _) in view.cancels.items()} == cancels, "remembers other cancellations"
         assert len(view) == len(said)
         assert view.position == at + 1
         needed = {place for each in said.values() for place in each.needed}
-        assert view.low() == min([*needed, *ended.values()], default=at + 1), "needs something else"
+        assert view.low() == min([*needed, *ended.values(), *cancels.values()], default=at + 1), "needs something else"
         for name, conversation in view.open.items():
             assert conversation.order == sorted(entry.offset for entry in conversation), (
                 "is not in the order of the inbox"
@@ -197,6 +201,31 @@ class Rash(View):
         return entry
 
 
+class Deaf(View):
+    """The seeded bug: what is suspended after a cancellation waits, still."""
+
+    def _suspend(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
+        cancels, self.cancels = self.cancels, {}
+        super()._suspend(entry, record, at)
+        self.cancels = cancels
+
+
+class Careless(View):
+    """The seeded bug: where a cancellation is needs not stay."""
+
+    def low(self) -> int:
+        places = {at for at, _ in self.cancels.values()}
+        return min((place for place in self._needed if place not in places), default=self.position)
+
+
+class Merciless(View):
+    """The seeded bug: a cancellation outlives the park of what it was for."""
+
+    def _uncancel(self, offset: int) -> None:
+        if offset not in self.entries or self.entries[offset].state == "done":
+            super()._uncancel(offset)
+
+
 class Doubling(View):
     """The seeded bug: a copied step is one more."""
 
@@ -204,7 +233,7 @@ class Doubling(View):
         super()._copy_step({**record, "refers": at}, at)
 
 
-BUGS = [Blind, Trusting, AnyPark, Forgetful, Late, Spent, Heirloom, Bold, Rash, Doubling]
+BUGS = [Blind, Trusting, AnyPark, Forgetful, Late, Spent, Heirloom, Bold, Rash, Doubling, Deaf, Careless, Merciless]
 
 
 @pytest.mark.parametrize("bug", BUGS)
