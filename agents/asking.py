@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from llmagentos.agents.chain import Chain, Hop, drawn, header, lengthened
 from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED, Identity, Steps
 from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, LLMAgentOSError, RecordError, StepError
@@ -61,6 +62,7 @@ class Asking:
     """The questions of one run of a handler over one message.
 
     Args:
+        chain: who asked because of whom, so that the message came.
         again: tells a redrive's questions from those that were asked before.
         take: takes the next position among all that the handler sends.
         flush: sends what the handler said so far.
@@ -71,6 +73,7 @@ class Asking:
         agent: str,
         message: Message,
         partition: int,
+        chain: Chain,
         again: str,
         *,
         steps: Steps,
@@ -82,6 +85,8 @@ class Asking:
         self._agent = agent
         self._message = message
         self._partition = partition
+        self._chain = lengthened(chain, Hop(agent, partition, message.offset, message.conversation_id))
+        self._header = header(self._chain)
         self._again = again
         self._steps = steps
         self._outputs = outputs
@@ -267,7 +272,7 @@ class Asking:
         if LATE in result.attributes and result.sender == self._agent:
             failed: AgentError = AnswerTimeout(
                 f"agent {self._agent!r} had no answer from {agent!r} within {wait_s:.1f} s: question {question_key} of"
-                f" conversation {conversation}",
+                f" conversation {conversation}; the chain is {drawn(self._chain, agent)}",
                 fix=f"see `llmagentos lag` and `llmagentos tail --conversation {conversation}`",
             )
         else:
@@ -288,7 +293,7 @@ class Asking:
             self._flush()
             # What a suspension named was sent before; and who has the answer needs not ask.
             if wait.about not in steps.dues and not future.done():
-                outputs.send(outputs.to_inbox(question))
+                outputs.send(outputs.to_inbox(question, self._header))
             timer = asyncio.create_task(self._remind(wait, asked))
             try:
                 result: Message = await steps.wait(wait, future)

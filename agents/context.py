@@ -534,6 +534,7 @@ class Context:
                 self.agent,
                 self.message,
                 self.partition,
+                self._work.chain,
                 self._again,
                 steps=self._opened(),
                 outputs=self._outputs,

@@ -168,9 +168,10 @@ class Outputs:
             }
         )
 
-    def to_inbox(self, message: Message) -> Output:
+    def to_inbox(self, message: Message, *headers: tuple[str, bytes]) -> Output:
         """For the recipient's inbox."""
-        return self._output(message, self._inbox_prefix + message.recipient, message.conversation_id, -1)
+        output = self._output(message, self._inbox_prefix + message.recipient, message.conversation_id, -1)
+        return output._replace(headers=[*output.headers, *headers]) if headers else output
 
     def to_asker(self, message: Message, cause: Message) -> Output:
         """An answer for where *cause*'s asker reads it, or for `replies` where none waits by hand."""

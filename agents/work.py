@@ -10,6 +10,7 @@ import confluent_kafka
 from faust.types import TP
 
 from llmagentos.agents.assignment import Assignment
+from llmagentos.agents.chain import Chain, chain_in
 from llmagentos.agents.memory import State
 from llmagentos.agents.steps import Steps
 from llmagentos.streams.journal import Entry
@@ -52,6 +53,12 @@ class Work:
     @property
     def offset(self) -> int:
         return self.record.offset() or 0
+
+    @property
+    def chain(self) -> Chain:
+        """Who asked because of whom, so that it came."""
+        headers: Any = self.record.headers()
+        return chain_in(headers)
 
     def conversation(self, message: Message) -> str:
         """The conversation as the journal calls it."""
