@@ -26,19 +26,23 @@ docs/spec/ has the protocol as a model.
 
 from __future__ import annotations
 
+import sys
+from array import array
 from bisect import insort
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Literal, NamedTuple, get_args
 
 __all__ = [
     "BLANK",
+    "CLEANUP",
     "COMMANDS",
     "DECISIONS",
     "KINDS",
     "SUBJECT",
     "Conversation",
+    "Conversations",
     "Entry",
     "Kind",
     "Note",
@@ -100,6 +104,9 @@ def step_record(name: str, number: int, outcome: str, **said: Any) -> dict[str, 
     } | said
 
 
+#: The steps of a cleanup are counted from here, so that none is taken for one that its handler would have come to.
+CLEANUP = 1 << 20
+
 #: Outcomes of steps that come from outside, whatever the handler does.
 _FROM_OUTSIDE = DECISIONS | {"answer"}
 
@@ -108,7 +115,7 @@ class Wait(NamedTuple):
     """One thing that a suspended handler waits for: the result of a step of its.
 
     Attributes:
-        kind: answer, timer or approval.
+        kind: answer, timer or approval; deadline: of the message, after which its handler is not to go on.
         name, number: of the step.
         about: of an answer, the question's id, which is what names it; of an approval, what is to be decided.
         due: when the wait ends at the latest, milliseconds since the epoch; 0: never.
@@ -141,7 +148,7 @@ class Entry:
         wish_at: where in the journal that was said.
         edited: the wish brings a message to run in place of the parked one.
         since: when its payload was written; milliseconds since the epoch.
-        steps: where in the journal its steps were written first, and where they are now, in their order.
+        low: the lowest place in the journal that it needs; -1: none. The view keeps it.
         waits: what it is suspended for; without what has come.
         waits_at: where the newest of that was said, if not with the payload.
         ready: something that it was suspended for has come.
@@ -158,11 +165,37 @@ class Entry:
     wish_at: int = -1
     edited: bool = False
     since: int = 0
-    steps: list[tuple[int, int]] | None = None
+    low: int = -1
     waits: tuple[Wait, ...] = ()
     waits_at: int = -1
     ready: bool = False
     early: tuple[Mapping[str, Any], ...] = ()
+    _steps: array[int] | None = field(default=None, init=False, repr=False)  # as numbers: a third of tuples' size
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Where in the journal its steps were written first, and where they are now, in their order."""
+        return [] if self._steps is None else list(zip(self._steps[::2], self._steps[1::2], strict=True))
+
+    def add_step(self, at: int) -> None:
+        """One more step was written."""
+        if self._steps is None:
+            self._steps = array("q")
+        self._steps.extend((at, at))
+
+    def move_step(self, first: int, at: int) -> None:
+        """A step is at *at* now; what is copied of one that is not known puts it in its place."""
+        steps = dict(self.steps) | {first: at}
+        self._steps = array("q", (place for pair in sorted(steps.items()) for place in pair))
+
+    def drop_steps(self) -> None:
+        """They are needed no more."""
+        self._steps = None
+
+    def lowest(self) -> int:
+        """What `low` is to be."""
+        places = [at for at in (self.at, self.wish_at, self.waits_at) if at >= 0]
+        return min([*places, *(self._steps or ())[1::2]], default=-1)
 
     @property
     def payload_at(self) -> int:
@@ -171,20 +204,17 @@ class Entry:
 
 
 class Conversation:
-    """What is open of one conversation, in the order of the inbox.
-
-    Args:
-        entries: of all conversations of the partition, by offset: to keep them once is 200 bytes less for each.
+    """What is open of one conversation, in the order of the inbox, as of now.
 
     Attributes:
-        order: the offsets of its own, ascending.
+        order: the offsets of its messages, ascending.
     """
 
     __slots__ = ("_entries", "order")
 
-    def __init__(self, entries: dict[int, Entry]) -> None:
+    def __init__(self, entries: Mapping[int, Entry], order: Sequence[int]) -> None:
         self._entries = entries
-        self.order: list[int] = []
+        self.order = order
 
     @property
     def first(self) -> Entry:
@@ -205,21 +235,57 @@ class Conversation:
             return not first.wish
         return (first.state == "waiting" and not first.ready) or first.state == "unknown"
 
-    def add(self, entry: Entry) -> None:
-        """Put in a new entry."""
-        self._entries[entry.offset] = entry
-        if not self.order or entry.offset > self.order[-1]:
-            self.order.append(entry.offset)
-        else:
-            insort(self.order, entry.offset)
-
-    def remove(self, offset: int) -> None:
-        """Take an entry out."""
-        del self._entries[offset]
-        self.order.remove(offset)  # it is the first, or nearly
-
     def __len__(self) -> int:
         return len(self.order)
+
+
+class Conversations(Mapping[str, Conversation]):
+    """The conversations with something open, by id.
+
+    A hundred thousand may be suspended, most with one message: of such a one only the offset is kept, and what is
+    given out is made when it is asked for. An object and a list for each were 140 bytes more.
+
+    Attributes:
+        entries: all that is in them, by the offset in the inbox.
+    """
+
+    __slots__ = ("_orders", "entries")
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self._orders: dict[str, int | list[int]] = {}
+
+    def __getitem__(self, conversation_id: str) -> Conversation:
+        order = self._orders[conversation_id]
+        return Conversation(self.entries, (order,) if isinstance(order, int) else order)
+
+    def get(self, conversation_id: str, default: Any = None) -> Any:
+        """As of a dictionary; asked once a message, so without the exception."""
+        return self[conversation_id] if conversation_id in self._orders else default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._orders)
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def add(self, entry: Entry) -> None:
+        """Put in a new entry."""
+        self.entries[entry.offset] = entry
+        order = self._orders.setdefault(entry.conversation_id, entry.offset)
+        if isinstance(order, list):
+            insort(order, entry.offset)
+        elif order != entry.offset:
+            self._orders[entry.conversation_id] = sorted((order, entry.offset))
+
+    def remove(self, entry: Entry) -> None:
+        """Take an entry out."""
+        del self.entries[entry.offset]
+        order = self._orders[entry.conversation_id]
+        if isinstance(order, list) and len(order) > 1:
+            order.remove(entry.offset)  # it is the first, or nearly
+        else:
+            del self._orders[entry.conversation_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +334,8 @@ class View:
     """
 
     def __init__(self, start: int = 0, claim: int = -1) -> None:
-        self.open: dict[str, Conversation] = {}
-        self.entries: dict[int, Entry] = {}
+        self.open = Conversations()
+        self.entries: Mapping[int, Entry] = self.open.entries
         self.ended: dict[int, int] = {}
         self.cancels: dict[int, tuple[int, Mapping[str, Any]]] = {}
         self.position = start
@@ -277,7 +343,7 @@ class View:
         self._claims: list[int] = [claim]  # ascending; those that low() may still need
         self._unsent: dict[int, Entry] = {}  # completions and parks by their place in the journal, ascending
         self._sent_here: set[int] = set()  # of them, those that this worker has sent
-        self._needed: dict[int, Entry | None] = {}  # places in the journal that must stay
+        self._needed: set[int] = set()  # places in the journal that must stay; of an entry, the lowest
         self._lowest: list[int] = []  # a heap of them, with some that are needed no more
 
     def __len__(self) -> int:
@@ -372,8 +438,8 @@ class View:
             return None
         entry = self.entries.get(offset) or self._new(record)
         entry.state, entry.ready = "unknown", False
-        entry.steps = [*(entry.steps or ()), (at, at)]
-        self._need(entry, at)
+        entry.add_step(at)
+        self._keep(entry)
         return entry
 
     def _copy(self, entry: Entry, record: Mapping[str, Any], at: int) -> None:
@@ -396,27 +462,18 @@ class View:
             return
         if entry is None:
             entry = self._new(record)
-        steps = entry.steps = entry.steps if entry.steps is not None else []
-        first: int = record["refers"]
-        for index, (known, place) in enumerate(steps):
-            if known == first:
-                self._needed.pop(place, None)
-                steps[index] = (first, at)
-                break
-        else:
-            insort(steps, (first, at))
-        self._need(entry, at)
+        entry.move_step(record["refers"], at)
+        self._keep(entry)
 
     def _new(self, record: Mapping[str, Any]) -> Entry:
         entry = Entry(record["offset"], record["conversation_id"], record["message_id"], "open", -1)
-        self._conversation(entry.conversation_id).add(entry)
+        self.open.add(entry)
         return entry
 
     def _add_step(self, entry: Entry, step: Mapping[str, Any], at: int) -> None:
-        if entry.steps is None:
-            entry.steps = []
-        entry.steps.append((at, at))
-        self._need(entry, at)
+        entry.add_step(at)
+        if entry.low < 0:  # what it needed before lies lower
+            self._keep(entry)
         left = tuple(wait for wait in entry.waits if not wait.ends_by(step))
         if len(left) < len(entry.waits):
             entry.waits, entry.ready = left, True
@@ -438,9 +495,8 @@ class View:
         else:  # it was suspended before, or held: its payload stays where it is
             if entry.state != "waiting":
                 entry.state, entry.park, entry.wish = "waiting", -1, ""
-            self._needed.pop(entry.waits_at, None)
             entry.waits_at = at
-            self._need(entry, at)
+            self._keep(entry)
         waits = _waits(record)
         entry.waits = tuple(wait for wait in waits if not any(map(wait.ends_by, entry.early)))
         entry.ready, entry.early = len(entry.waits) < len(waits) or entry.offset in self.cancels, ()
@@ -454,15 +510,14 @@ class View:
         if entry is not None and (entry.state == "done" or (entry.state == "parked" and not entry.wish)):
             return None
         self.cancels[offset] = (at, record["step"] or {})
-        self._needed[at] = entry
-        heappush(self._lowest, at)
+        self._need(at)
         if entry is not None and entry.state == "waiting":
             entry.ready = True
         return entry
 
     def _uncancel(self, offset: int) -> None:
         if (cancel := self.cancels.pop(offset, None)) is not None:
-            self._needed.pop(cancel[0], None)
+            self._needed.discard(cancel[0])
 
     def _forget_cancels(self, which: Callable[[int], bool]) -> None:
         """Those of what has come to its end with nothing in the journal, or is to run again."""
@@ -477,35 +532,26 @@ class View:
         if entry.edited:
             self._forget_steps(entry)  # they were another message's
             entry.message_id = record["message_id"] or entry.message_id
-        self._need(entry, at)
+        self._keep(entry)
         return entry
 
     def _place(self, entry: Entry, state: State, at: int, park: int) -> None:
-        self._release(entry)
+        self._say(entry.at)
         entry.state, entry.at, entry.park = state, at, park
-        entry.wish, entry.wish_at, entry.edited = "", -1, False
-        self._need(entry, at)
+        entry.wish, entry.wish_at, entry.waits_at, entry.edited = "", -1, -1, False
+        self._keep(entry)
 
     def _close(self, entry: Entry, at: int) -> None:
-        self._release(entry)
-        self._forget_steps(entry)
+        self._say(entry.at)
+        self._needed.discard(entry.low)
         self._uncancel(entry.offset)
         self.ended[entry.offset] = at
-        self._need(entry, at)
+        self._need(at)
         self._leave(entry)
-
-    def _conversation(self, conversation_id: str) -> Conversation:
-        conversation = self.open.get(conversation_id)
-        if conversation is None:
-            conversation = self.open[conversation_id] = Conversation(self.entries)
-        return conversation
 
     def _leave(self, entry: Entry) -> None:
         if self.entries.get(entry.offset) is entry:
-            conversation = self.open[entry.conversation_id]
-            conversation.remove(entry.offset)
-            if not conversation.order:
-                del self.open[entry.conversation_id]
+            self.open.remove(entry)
 
     # -- completions and letters, at the owner ------------------------------------------------------------------
 
@@ -543,25 +589,27 @@ class View:
 
     def _forget_ended(self, which: Callable[[int], bool]) -> None:
         for offset in [offset for offset in self.ended if which(offset)]:
-            self._needed.pop(self.ended.pop(offset), None)
+            self._needed.discard(self.ended.pop(offset))
 
     # -- what is needed -----------------------------------------------------------------------------------------
 
-    def _need(self, entry: Entry, at: int) -> None:
-        self._needed[at] = entry
+    def _need(self, at: int) -> None:
+        self._needed.add(at)
         heappush(self._lowest, at)
 
-    def _release(self, entry: Entry) -> None:
-        self._needed.pop(entry.at, None)
-        self._needed.pop(entry.wish_at, None)
-        self._needed.pop(entry.waits_at, None)
-        entry.waits_at = -1
-        self._say(entry.at)
+    def _keep(self, entry: Entry) -> None:
+        """The places that *entry* needs have changed."""
+        low = entry.lowest()
+        if low != entry.low:
+            self._needed.discard(entry.low)
+            entry.low = low
+            if low >= 0:
+                self._need(low)
 
     def _forget_steps(self, entry: Entry) -> None:
-        for _, at in entry.steps or ():
-            self._needed.pop(at, None)
-        entry.steps, entry.waits, entry.ready, entry.early = None, (), False, ()
+        entry.drop_steps()
+        entry.waits, entry.ready, entry.early = (), False, ()
+        self._keep(entry)
 
     def _say(self, at: int) -> None:
         self._unsent.pop(at, None)
@@ -602,4 +650,6 @@ class View:
 
 
 def _waits(record: Mapping[str, Any]) -> tuple[Wait, ...]:
-    return tuple(Wait(w["kind"], w["name"], w["number"], w["about"], w["due"]) for w in record["waits"])
+    # The same few kinds and names come again and again, each time as new strings.
+    intern = sys.intern
+    return tuple(Wait(intern(w["kind"]), intern(w["name"]), w["number"], w["about"], w["due"]) for w in record["waits"])
