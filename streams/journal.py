@@ -343,6 +343,8 @@ class View:
         self._claims: list[int] = [claim]  # ascending; those that low() may still need
         self._unsent: dict[int, Entry] = {}  # completions and parks by their place in the journal, ascending
         self._sent_here: set[int] = set()  # of them, those that this worker has sent
+        self._left: set[int] = set()  # inbox offsets of what was sent here, and not yet said to be
+        self._covered = -1  # the inbox is committed up to here; -1: nobody said
         self._needed: set[int] = set()  # places in the journal that must stay; of an entry, the lowest
         self._lowest: list[int] = []  # a heap of them, with some that are needed no more
 
@@ -371,6 +373,8 @@ class View:
         offset: int = record["offset"]
         if kind == "reset":
             self._forget_ended(lambda _: True)  # history is run again: what ended before counts no more
+            self._left.clear()
+            self._covered = min(self._covered, 0)
             self._forget_cancels(lambda _: True)
             return None
         if kind == "cancel":
@@ -404,7 +408,7 @@ class View:
         if kind == "copy" and entry is not None:
             self._copy(entry, record, at)
             return None
-        if kind == "step" and (offset in self.ended or (entry is not None and entry.state == "done")):
+        if kind == "step" and (self._over(offset) if entry is None else entry.state == "done"):
             return None  # what it was for is over
         if entry is None:
             entry = self._new(record)
@@ -546,8 +550,13 @@ class View:
         self._needed.discard(entry.low)
         self._uncancel(entry.offset)
         self.ended[entry.offset] = at
+        self._left.discard(entry.offset)
         self._need(at)
         self._leave(entry)
+
+    def _over(self, offset: int) -> bool:
+        """Whether a message that is not open has come to its end. (An answer may be on its way to the journal yet.)"""
+        return offset in self.ended or offset in self._left or offset < self._covered
 
     def _leave(self, entry: Entry) -> None:
         if self.entries.get(entry.offset) is entry:
@@ -558,6 +567,7 @@ class View:
     def sent(self, entry: Entry) -> None:
         """The owner has sent the outputs of *entry*: what comes behind it in its conversation may run."""
         self._sent_here.add(entry.at)
+        self._left.add(entry.offset)
         self._leave(entry)
 
     def told(self, entry: Entry) -> None:
@@ -584,6 +594,13 @@ class View:
 
     def cover(self, committed: int) -> None:
         """The inbox is committed up to *committed*, or is about to be with what is read of this view now."""
+        if self._covered < 0:
+            # Reading began behind the end of some: only steps were read that came too late. What is under way is above,
+            # and what was released has its payload in the journal.
+            for entry in [e for e in self.entries.values() if e.state == "open" and e.offset < committed]:
+                self._needed.discard(entry.low)
+                self._leave(entry)
+        self._covered = max(self._covered, committed)
         self._forget_ended(lambda offset: offset < committed)
         self._forget_cancels(lambda offset: offset < committed)
 

@@ -252,3 +252,41 @@ def test_a_note_comes_back_from_its_text(low: int, claim: int, answers: int) -> 
 def test_what_is_no_note_says_to_read_everything_or_is_one(text: str) -> None:
     note = Note.parse(text)
     assert note == Note() or Note.parse(str(note)) == note
+
+
+class TestAnswersThatComeTooLate:
+    """An answer that is read twice may be written once more behind the end of what waited for it: it opens nothing."""
+
+    def log(self) -> list[dict[str, Any]]:
+        late = record("step", 0, 3, step=step("q", "answer"))
+        suspended = record("suspend", 0, 3, waits=[wait("answer", "q")])
+        return [record("claim"), suspended, late, record("done", 0, 3), record("sent", 0, refers=4), late]
+
+    def folded(self, start: int = 0, sent: bool = False) -> View:
+        view = View(start)
+        for at, entry in enumerate(self.log()):
+            if at < start or (sent and entry["kind"] == "sent"):
+                continue
+            view.fold(entry, at)
+            if sent and entry["kind"] == "done":
+                view.sent(view.entries[3])
+        return view
+
+    def test_its_owner_has_sent_the_outputs_and_not_said_so_yet(self) -> None:
+        assert not self.folded(sent=True).entries
+
+    def test_the_end_was_committed(self) -> None:
+        view = View()
+        view.cover(0)
+        for at, entry in enumerate(self.log()):
+            if at == 5:
+                view.cover(4)
+            view.fold(entry, at)
+        assert not view.entries
+        assert view.low() == 6
+
+    def test_reading_began_behind_the_end(self) -> None:
+        view = self.folded(start=4)
+        view.cover(4)
+        assert not view.entries
+        assert view.low() == 6
