@@ -168,6 +168,8 @@ class Inbox:
         for tp, start in starts.items():
             if (earlier := self.owned.get(tp)) is not None:  # lost and regained, before what was lost had drained
                 self._close(earlier)
+                # What was answered meanwhile went to nobody: it is to be read from where the note says.
+                self._answers.unfollow(self._answers_topic, {tp.partition})
             assignment = self.owned[tp] = self._latest[tp] = Assignment(
                 tp,
                 start,
@@ -241,6 +243,8 @@ class Inbox:
 
     def _close(self, assignment: Assignment) -> None:
         assignment.close()
+        for steps in list(assignment.steps.values()):  # what still runs of it may do nothing more
+            steps.give_up(Suspended())
         self._room.leave(assignment)
         if (replay := self._replays.pop(assignment, None)) is not None:
             replay.stop()
