@@ -106,12 +106,6 @@ class Asking:
         attributes: Mapping[str, str] | None,
     ) -> Awaitable[Any]:
         """See `Context.ask`."""
-        if agent == self._agent and conversation in (None, self._message.conversation_id):
-            raise AgentError(
-                f"agent {agent!r} asks itself within conversation {self._message.conversation_id!r}, whose lane it"
-                " holds: the question could only be handled after this message",
-                fix='ask in a conversation of its own: conversation=f"{ctx.conversation}/1"',
-            )
         return self._one(self._question(agent, content, conversation, attributes), timeout)
 
     def gather(

@@ -157,6 +157,11 @@ class Context:
         return self._reply_sent
 
     @property
+    def reentrant(self) -> bool:
+        """Whether the message is a question that came of another one in this conversation, and runs inside that."""
+        return self._work.cause >= 0
+
+    @property
     def suspended(self) -> bool:
         """Whether this run is over, as another will go on with the message."""
         return self._steps is not None and self._steps.suspended
@@ -478,7 +483,6 @@ class Context:
 
         Raises:
             UnknownAgent: nothing of that name was ever deployed.
-            AgentError: it asks itself, in the conversation that it is handling.
             AnswerError: the other agent answered with an error.
             AnswerTimeout: no answer came in time; names both agents and the question.
         """

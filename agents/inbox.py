@@ -32,6 +32,7 @@ from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.memory import Memories, Remembering
 from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.pausing import Pausing, Told
+from llmagentos.agents.reentrance import Reentrance, finished_inside
 from llmagentos.agents.replay import Replay
 from llmagentos.agents.room import Room, Share
 from llmagentos.agents.steps import Suspended
@@ -107,6 +108,7 @@ class Inbox:
         # By assignments, which are partitions: one with thousands of conversations holds no other up.
         order: Turns[Work] = Turns(attrgetter("assignment"))
         self.lanes: Lanes[Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
+        self._reentrance = Reentrance(agent.name, self.lanes)
         self.pausing = Pausing(
             agent.name,
             told=told,
@@ -129,6 +131,7 @@ class Inbox:
             outputs,
             answers,
             waits=self._wait,
+            asked=self._reentrance.asks,
             done=self._done,
             consider=self._consider,
             spawn=self._spawn,
@@ -151,6 +154,7 @@ class Inbox:
         put = self.lanes.put
         take = self._room.take
         foreign = self.agent.topic is not None
+        asking = self._reentrance.asking
         assignment = self.owned[tp]
         assignment.taken += len(records)
         for record in records:
@@ -161,7 +165,8 @@ class Inbox:
                 put(self._foreign_lane(work), work)
             else:
                 # Records without a key have no conversation to keep in order: each is its own lane.
-                put(record.key() or b"\x00%d" % record.offset(), work)
+                lane = record.key() or b"\x00%d" % record.offset()
+                put(self._reentrance.lane(lane, work) if asking and lane in asking else lane, work)
 
     async def assigned(self, starts: Mapping[TP, Start]) -> None:
         """These partitions are this worker's from now on."""
@@ -198,6 +203,8 @@ class Inbox:
                 self._broken,
             )
             assignment.ownership.noticed = partial(self._suspending.noticed, assignment)
+            if inside := finished_inside(assignment.view):
+                self._spawn(self._send_again(assignment, inside))
             if untold := assignment.ownership.view.untold():
                 self._spawn(self._burial.tell(assignment, untold))
             for conversation_id in list(assignment.view):
@@ -232,6 +239,7 @@ class Inbox:
                 replay.stop()
             assignment.close_memory()
         for work in self.lanes.discard(lambda work: work.assignment in gone):
+            self._reentrance.ended(work)
             self._room.give(work.size)
             work.assignment.taken -= 1
         self.pausing.release(lambda work: work.assignment in gone)
@@ -319,11 +327,14 @@ class Inbox:
                 await self._arrival(work)
             else:
                 await self._from_journal(work, work.entry)
+            if self._reentrance.busy(work) and not self._left(work):
+                await self._outlive(work)
         except NotOwner as error:
             log.warning("%s[%d] offset %d is left to its owner: %s", *work.tp, work.offset, error.what)
         finally:
             self._room.give(work.size)
             work.assignment.taken -= 1
+            self._reentrance.ended(work)
             if work.steps is not None:
                 work.assignment.steps.pop(work.offset, None)
                 entry = work.assignment.entries.get(work.offset)
@@ -333,6 +344,16 @@ class Inbox:
                 work.assignment.asked(work.offset)
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
                 replay.ended(work.entry)
+            elif work.cause >= 0 and work.message is not None:  # it stood before what is held
+                self._consider(work.assignment, work.message.conversation_id)
+
+    async def _outlive(self, work: Work) -> None:
+        """It is finished; what runs inside it comes before the others of its conversation."""
+        self._wait(work, True)
+        try:
+            await self._reentrance.emptied(work)
+        finally:
+            self._wait(work, False)
 
     def _left(self, work: Work) -> bool:
         """Whether its message is left to the next owner."""
@@ -366,13 +387,15 @@ class Inbox:
             entry = assignment.entries.get(offset)
             if entry is not None and entry.state == "unknown":
                 return  # and not released: whoever knows what the journal says of it may need it
-            if conversation.order[0] < offset:
+            if conversation.order[0] < offset and work.cause < 0 and not self._reentrance.admits(work, conversation):
                 await self._hold(work, message)
                 return
             if entry is not None:
                 work.ran(entry, await assignment.ownership.payloads([entry]))
                 if not await self._load(work, message):
                     return
+        if work.cause >= 0:
+            work.message = message
         identity = identity_of(work.record, message.message_id)
         if assignment.dedup.twin(identity, offset):
             log.debug("%s[%d] offset %d is message %s again, and dropped", *work.tp, offset, identity)
@@ -452,6 +475,19 @@ class Inbox:
             self._outputs.send(output)
         if self._memory is not None:
             self._memory.sent(work, outputs)
+
+    async def _send_again(self, assignment: Assignment, entries: list[Entry]) -> None:
+        """What an earlier owner completed inside others may not be sent, and they may wait for it."""
+        try:
+            found = await assignment.ownership.payloads(entries)
+            for entry in entries:
+                if assignment.open and assignment.entries.get(entry.offset) is entry:
+                    work = Work.restored(assignment, entry, None)
+                    outputs = found.get(entry.payload_at, {}).get("outputs", ())
+                    self._send(work, [Output.restored(output) for output in outputs])
+                    self._sent(work, entry, entry.message_id)
+        except Exception as error:  # noqa: BLE001 - a send that failed, say
+            self._broken(error)
 
     def _sent(self, work: Work, entry: Entry, identity: str) -> None:
         """Its completion is in the journal, and its outputs are on their way."""

@@ -208,6 +208,15 @@ class Remembering:
         state.begin()
         result = await handler(message, ctx)
         if (output := state.end()) is not None:
+            if ctx.reentrant:
+                raise StateError(
+                    f"message {message.message_id} changed the memory of agent {self.agent!r} in conversation"
+                    f" {message.conversation_id}, inside an earlier message that is not finished: what that one"
+                    " remembers would overwrite it",
+                    kept="the memory, as it was before both",
+                    fix="leave memory as it is where ctx.reentrant is true: answer, and have the earlier message"
+                    " remember the answer",
+                )
             ctx.collected.append(output)
         return result
 

@@ -35,6 +35,7 @@ class Suspending:
 
     Args:
         waits: told when the handler of a work begins (True) and ends (False) to wait.
+        asked: told that the handler of a work asks.
         done: releases the offset of a work.
         consider: has a conversation of an assignment brought on from the journal, if it can go on.
         spawn: runs a coroutine until the inbox stops.
@@ -48,6 +49,7 @@ class Suspending:
         answers: Answers,
         *,
         waits: Callable[[Work, bool], None],
+        asked: Callable[[Work], None],
         done: Callable[[Work], None],
         consider: Callable[[Assignment, str], None],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
@@ -59,6 +61,7 @@ class Suspending:
         self._settings = outputs.settings
         self._blobs = Blobs(outputs.settings)
         self._waits = waits
+        self._asked = asked
         self._done = done
         self._consider = consider
         self._spawn = spawn
@@ -77,7 +80,7 @@ class Suspending:
                 asks=partial(self._asks, work),
                 waits=partial(self._waits, work),
                 suspend=lambda: self._spawn(self._suspend(work, message)),
-                suspend_after_s=self._settings.suspend_after_s,
+                suspend_after_s=self._settings.suspend_after_s if work.cause < 0 else None,
                 keep=partial(self._keep, work, message),
             )
             work.steps.load(work.recorded)
@@ -142,6 +145,7 @@ class Suspending:
         if work.entry is None and not work.asked:
             work.asked = True
             work.assignment.asks(work.offset)
+        self._asked(work)
 
     def waiting(self, partition: int, ownership: Ownership) -> Waiting:
         """What takes what comes for messages of a partition that are in the journal."""

@@ -34,6 +34,8 @@ class Work:
         outputs: of one that was completed already, as the journal has them.
         recorded: the journal records of its steps.
         state: what its agent remembers of the conversation, where it does.
+        cause: the offset of the message that it runs inside; -1: it runs in its own turn.
+        lane: where that is not its conversation's.
         missing: where in the journal others of them were.
     """
 
@@ -48,6 +50,8 @@ class Work:
     outputs: Sequence[Mapping[str, Any]] = ()
     recorded: Sequence[Mapping[str, Any]] = ()
     state: State | None = None
+    cause: int = -1
+    lane: bytes = b""
     missing: Sequence[int] = ()
 
     @property

@@ -195,6 +195,16 @@ class Lanes(Generic[T]):
             self._wake_next()
         return taken
 
+    def take(self, lane: bytes, wanted: Callable[[T], bool]) -> list[T]:
+        """Take out and return what waits in *lane* behind what runs there, and is *wanted*; in its order."""
+        behind = self._lanes.get(lane)
+        if not behind:
+            return []
+        taken = [item for item in behind if wanted(item)]
+        if taken:
+            self._lanes[lane] = deque(item for item in behind if item not in taken) or None
+        return taken
+
     async def settle(self, wanted: Callable[[T], bool], timeout: float) -> bool:
         """Wait until no running item is *wanted*; those that still run after *timeout* seconds are cancelled.
 

@@ -455,18 +455,17 @@ async def test_agents_that_ask_each_other_do_not_stand_in_each_others_way(deploy
     assert said == {f"c{n}": f"again {n}" if n % 2 else f"{n}" for n in range(200)}
 
 
-async def test_asking_oneself_in_the_same_conversation_is_refused_at_once(deploy, client) -> None:
+async def test_asking_oneself_in_the_same_conversation_runs_inside(deploy, client) -> None:
     await deploy(
         """
         from llmagentos.agents import agent
 
-        @agent("mirror", retries=0)
+        @agent("mirror", max_in_flight=1)
         async def mirror(message, ctx):
-            return await ctx.ask("mirror", "x")
+            return "itself" if ctx.reentrant else await ctx.ask("mirror", "x")
         """
     )
-    with pytest.raises(AnswerError, match="asks itself within conversation"):
-        await (await client()).ask("mirror", "x", timeout=20)
+    assert (await (await client()).ask("mirror", "x", timeout=20)).text == "itself"
 
 
 @pytest.mark.parametrize(

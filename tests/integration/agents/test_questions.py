@@ -10,24 +10,9 @@ import pytest
 from llmagentos.agents import Context, Message, agent
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.errors import AnswerError, AnswerTimeout
-from llmagentos.streams.registry import open_registry
-from llmagentos.streams.spans import Spans
-from llmagentos.streams.wire import Codec
 
 from .journals import Books
-
-
-async def read_inbox(agents: Agents, name: str) -> list[Message]:
-    """All that was ever sent to an agent."""
-
-    def read() -> list[Message]:
-        codec, spans = Codec(open_registry(agents.settings)), Spans(agents.settings, name="test-inbox")
-        try:
-            return [codec.read(each) for batch in spans.whole(agents.settings.topic(f"agent.{name}")) for each in batch]
-        finally:
-            spans.close()
-
-    return await asyncio.to_thread(read)
+from .reading import read_topic
 
 
 @agent("double")
@@ -189,10 +174,7 @@ async def test_deadlines_and_strange_answers_name_the_item(agents: Agents, caplo
     books = Books(agents.settings, "chief")
     async with agents.run(chief, silent, drain_timeout_s=0.2) as run:
         asked = asyncio.create_task(run.ask("chief", "x", conversation="c"))
-        questions: list[Message] = []
-        async with asyncio.timeout(30):
-            while len(questions) < 2:
-                questions = await read_inbox(agents, "silent")
+        questions = await read_topic(agents.settings, "agent.silent", 2)
         second = next(each for each in questions if each.text == "b")
         assert second.reply_to is not None
         for sender, content in (("stranger", "foreign"), ("silent", "first"), ("silent", "second")):
