@@ -12,7 +12,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
-from itertools import count
 from typing import Any, Final
 
 from llmagentos.agents.blobs import Blobs
@@ -64,8 +63,7 @@ class Waiting:
         self._late = late
         self._hand = hand
         self._broken = broken
-        self._due: list[tuple[int, int, int, Wait]] = []  # a heap: when, a number, the message's offset, what
-        self._numbers = count()
+        self._due: list[tuple[int, int]] = []  # a heap: when, and the message's offset
         self._sooner = asyncio.Event()
         self._writing: set[int] = set()  # offsets of answers that are on their way to the journal
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,7 +73,7 @@ class Waiting:
         """*entry* is suspended: have its waits end in time."""
         for wait in entry.waits:
             if wait.due:
-                heappush(self._due, (wait.due, next(self._numbers), entry.offset, wait))
+                heappush(self._due, (wait.due, entry.offset))
         if self._due and self._timer is None:
             self._timer = asyncio.create_task(self._run())
         self._sooner.set()
@@ -132,8 +130,10 @@ class Waiting:
             self._sooner.clear()
             wait_s = due[0][0] / 1_000 - self._clock.time() if due else None
             if wait_s is not None and wait_s <= 0:
-                _, _, offset, wait = heappop(due)
-                self._end(offset, wait)
+                over = heappop(due)
+                while due and due[0] == over:  # two waits end at once, or it was suspended again
+                    heappop(due)
+                self._end(*over)
                 continue
             sleeps = [asyncio.create_task(self._sooner.wait())]
             if wait_s is not None:
@@ -144,11 +144,15 @@ class Waiting:
                 for sleep in sleeps:
                     sleep.cancel()
 
-    def _end(self, offset: int, wait: Wait) -> None:
-        """The time of *wait* is over, if that is still what its handler waits for."""
+    def _end(self, due: int, offset: int) -> None:
+        """The time of what the message at *offset* waits for until *due* is over, if it still does."""
         entry = self._ownership.view.entries.get(offset)
-        if entry is None or entry.state != "waiting" or wait not in entry.waits:
-            return
+        if entry is not None and entry.state == "waiting":
+            for wait in entry.waits:
+                if wait.due == due:
+                    self._over(entry, wait)
+
+    def _over(self, entry: Entry, wait: Wait) -> None:
         if wait.kind == "answer":
             self._late(entry.conversation_id, wait.about, wait.name)
         else:

@@ -34,6 +34,7 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.faults import Faults, Plan
 from llmagentos.agents.foreign import reader
+from llmagentos.agents.heap import give_back
 from llmagentos.agents.history import History
 from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.loading import LoadedModule, load
@@ -344,10 +345,14 @@ class Worker:
         consumer = self._consumer
         last: tuple[State, list[str], dict[str, str]] | None = None
         written = 0.0
+        given_back: list[str] = []  # for what it owned then
         while True:
             state: State = "running" if consumer.joined else "starting"
             now = (state, self._status.assigned, self._paused())
             if now != last or time.monotonic() - written > STATUS_INTERVAL_S:
+                if now == last and given_back != self._status.assigned:  # it has them for a while: they are read
+                    await asyncio.to_thread(give_back)
+                    given_back = self._status.assigned
                 self._write_status(state)
                 last, written = now, time.monotonic()
             await asyncio.sleep(0.1 if state == "starting" else 0.5)
