@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -189,3 +190,12 @@ async def test_deadlines_and_strange_answers_name_the_item(agents: Agents, caplo
     )
     assert first.startswith("item 1 of 2: agent 'chief' had no answer from 'silent' within 600.0 s")
     assert kept == "first"
+
+
+async def test_the_example_of_the_how_to_works(agents: Agents, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/howto/questions.md").read_text()
+    path = tmp_path / f"desk_{agents.settings.prefix.rstrip('.')}.py"
+    path.write_text(text.split("```python\n")[1].split("```")[0])
+    async with agents.run(path) as run:
+        said = (await run.ask("desk", "tea cake tea")).text
+    assert said == "10 euro, the first 3. Nothing like tea."
