@@ -22,8 +22,8 @@ CONVERSATIONS = 100_000
 MUST_BYTES = 1_000
 #: Far beyond the benchmark's end.
 ASLEEP_S = 86_400.0
-#: A worker that serves goes on with what its start left to do.
-REST_S = 5.0
+#: A worker that serves goes on with what its start left to do, and gives memory back after 5 to 10 s.
+REST_S = 12.0
 
 
 def main() -> None:
