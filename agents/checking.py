@@ -1,6 +1,6 @@
 """Checking a module before it is deployed: in a process of its own, so that its import can do no harm here.
 
-    python -m llmagentos.agents.checking DEPLOYMENT TARGET [--provision]
+    python -m llmagentos.agents.checking DEPLOYMENT TARGET [--provision] [--unless-open]
 
 The child prints one JSON object on stdout; what the module prints while it is imported goes to stderr.
 """
@@ -24,6 +24,7 @@ from llmagentos.streams.settings import Settings
 
 if TYPE_CHECKING:
     from llmagentos.agents.cards import Card
+    from llmagentos.agents.loading import LoadedModule
 
 __all__ = ["CHECK_S", "Checked", "check"]
 
@@ -39,13 +40,17 @@ class Checked:
         agents: what it serves.
         folders: of its source and of the sources beside it that it imports.
         cards_before: the deployment's cards, which those of this module have replaced.
+        open: messages are under way that the module has to go on with; nothing was made then.
     """
 
-    def __init__(self, version: str, agents: list[Served], folders: list[Path], cards_before: list[Card]) -> None:
+    def __init__(
+        self, version: str, agents: list[Served], folders: list[Path], cards_before: list[Card], *, open_: bool = False
+    ) -> None:
         self.version = version
         self.agents = agents
         self.folders = folders
         self.cards_before = cards_before
+        self.open = open_
 
 
 def check(
@@ -55,6 +60,7 @@ def check(
     cwd: str,
     environment: Mapping[str, str],
     provision: bool = True,
+    unless_open: bool = False,
     timeout_s: float = CHECK_S,
 ) -> Checked:
     """Import *target* as a worker would, and make its topics and cards.
@@ -62,6 +68,7 @@ def check(
     Args:
         name: of the deployment.
         provision: False only imports.
+        unless_open: make nothing where messages are under way; see :attr:`Checked.open`.
 
     Raises:
         DeploymentError: the import fails (with the module's traceback), takes too long, or has no agents; or
@@ -69,9 +76,10 @@ def check(
         LLMAgentOSError: what the child raised, as the same class: the broker is out of reach, a topic differs.
     """
     command = [sys.executable, "-m", "llmagentos.agents.checking", name, target]
+    command += ["--provision"] * provision + ["--unless-open"] * unless_open
     try:
         done = subprocess.run(
-            [*command, "--provision"] if provision else command,
+            command,
             cwd=cwd,
             env=dict(environment),
             stdin=subprocess.DEVNULL,
@@ -101,6 +109,7 @@ def check(
         [Served.model_validate(agent) for agent in answer["agents"]],
         [Path(folder) for folder in answer["folders"]],
         [Card(**card) for card in answer["cards_before"]],
+        open_=answer["open"],
     )
 
 
@@ -116,12 +125,25 @@ def _folders(root: Path) -> set[Path]:
     return {root} | {folder for folder in below if not {"site-packages", "dist-packages"} & set(folder.parts)}
 
 
+def _anything_open(settings: Settings, deployment: str, loaded: LoadedModule) -> bool:
+    from llmagentos.agents.rehearsing import anything, opened
+    from llmagentos.streams.registry import open_registry
+    from llmagentos.streams.wire import Codec
+
+    work, gone = opened(settings, Codec(open_registry(settings)), deployment, loaded)
+    try:
+        return anything(work, gone)
+    finally:
+        work.close()
+
+
 def main() -> None:
     """The child."""
     parser = argparse.ArgumentParser()
     parser.add_argument("deployment")
     parser.add_argument("target")
     parser.add_argument("--provision", action="store_true")
+    parser.add_argument("--unless-open", action="store_true")
     arguments = parser.parse_args()
     answer = os.dup(1)  # before the module prints
     os.dup2(2, 1)
@@ -133,7 +155,8 @@ def main() -> None:
         settings = Settings.load()
         Plan.parse(settings.faults, loaded.agents)  # a worker would refuse to start, and say so only to its log
         before: list[Card] = []
-        if arguments.provision:
+        under_way = arguments.unless_open and _anything_open(settings, arguments.deployment, loaded)
+        if arguments.provision and not under_way:
             from llmagentos.agents.provision import provision
 
             provision(settings, arguments.deployment, loaded, before=before)
@@ -147,6 +170,7 @@ def main() -> None:
                 }
                 for agent in loaded.agents.values()
             ],
+            "open": under_way,
             "cards_before": [card.record() for card in before],
             "folders": sorted(str(folder) for folder in _folders(loaded.path.parent)),
         }

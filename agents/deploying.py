@@ -12,13 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmagentos.agents.checking import Checked, check
+from llmagentos.agents import versions
+from llmagentos.agents.checking import Checked
 from llmagentos.agents.deployment import Deployment, Deployments, Process, WorkerRecord, check_name, worker_command
 from llmagentos.agents.logs import last_lines
+from llmagentos.agents.rehearsing import Rehearsal
 from llmagentos.agents.supervisor import LOG_BYTES
 from llmagentos.streams.errors import BrokerError, DeploymentError
 from llmagentos.streams.settings import Settings
@@ -26,7 +28,7 @@ from llmagentos.streams.settings import Settings
 if TYPE_CHECKING:
     from llmagentos.agents.cards import Card
 
-__all__ = ["Watcher", "deploy", "ensure_supervisor", "rollout", "scale", "undeploy"]
+__all__ = ["Watcher", "deploy", "ensure_supervisor", "examine", "examine_rollout", "rollout", "scale", "undeploy"]
 
 #: Called again and again while a command waits, with what is wanted and what is.
 Watcher = Callable[[Deployment, list[WorkerRecord]], None]
@@ -36,6 +38,9 @@ START_S = 120.0
 
 #: A new worker that ended so many times in a row before it ever ran is not going to.
 CRASHES = 3
+
+#: Nobody looks what is under way.
+_FORCE = versions.Replacing()
 
 #: A supervisor is a Python process without Faust: seconds even on a busy machine.
 _SUPERVISOR_S = 30.0
@@ -102,6 +107,7 @@ def deploy(
     timeout_s: float = START_S,
     checked: Callable[[Checked], None] | None = None,
     watch: Watcher | None = None,
+    how: versions.Replacing = _FORCE,
 ) -> Deployment:
     """Deploy a module, or roll out its present code where it is deployed already; waits until it serves.
 
@@ -114,57 +120,94 @@ def deploy(
         command: what starts a worker, before its arguments; None: this Python.
         checked: called when the module has been imported and its topics exist.
         watch: called while workers start and leave.
+        how: what is to become of messages under way that the new code would not go on with.
 
     Raises:
-        DeploymentError: the module does not import, another deployment serves one of its agents, or its workers
-            don't start. What was deployed before keeps running, and where there was nothing, nothing is left.
+        DeploymentError: the module does not import, what is under way would not go on with it, another deployment
+            serves one of its agents, or its workers don't start. What was deployed before keeps running, and where
+            there was nothing, nothing is left.
     """
-    cwd = str(Path.cwd())
+    name, target, cwd, environment = _meant(target, name, environment)
+    deployments = Deployments(settings.home)
+    with ExitStack() as standing:
+        found = versions.checked(settings, name, target, cwd=cwd, environment=environment, how=how, standing=standing)
+        if checked is not None:
+            checked(found)
+        with deployments.changing():
+            before = deployments.find(name)
+            environment_before = deployments.environment(name)
+            if before is not None and before.removed:
+                before = None
+            generation = 1 + (before.issued if before is not None else _last_generation(deployments, name))
+            wanted = Deployment(
+                name=name,
+                target=target,
+                cwd=cwd,
+                workers=workers if workers is not None else max(before.workers, 1) if before is not None else 1,
+                version=found.version,
+                agents=found.agents,
+                generation=generation,
+                issued=generation,
+                command=list(command or worker_command()),
+                drain_timeout_s=settings.drain_timeout_s,
+                owner=owner,
+                created_at=before.created_at if before is not None else time.time(),
+            )
+            if before is not None and before.owner != owner and (before.owner is None or before.owner.alive()):
+                by = f"by a `dev` session (process {before.owner.pid})" if before.owner is not None else "already"
+                raise DeploymentError(
+                    f"{name} is deployed {by}, from {before.target}",
+                    fix=f"`llmagentos undeploy {name}` first, or give this one another --name",
+                    kept=f"{name} goes on as it is",
+                )
+            conflict = deployments.conflict(wanted)
+            if conflict is not None:
+                raise conflict
+            deployments.write(wanted, environment)
+        try:
+            _settle(deployments, wanted, timeout_s, watch)
+        except DeploymentError as error:
+            raise _take_back(settings, wanted, before, environment_before, found.cards_before, error) from None
+    return wanted
+
+
+def examine(
+    settings: Settings,
+    target: str,
+    *,
+    name: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    how: versions.Replacing = _FORCE,
+) -> Rehearsal:
+    """What :func:`deploy` would find under way, and what would become of that; nothing is changed.
+
+    Raises:
+        DeploymentError: the module does not import.
+    """
+    name, target, cwd, environment = _meant(target, name, environment)
+    return versions.examined(name, target, cwd=cwd, environment=environment, how=how)
+
+
+def examine_rollout(settings: Settings, name: str, *, how: versions.Replacing = _FORCE) -> Rehearsal:
+    """What :func:`rollout` would find under way; see :func:`examine`.
+
+    Raises:
+        DeploymentError: there is none of that name, or its module does not import.
+    """
+    deployments = Deployments(settings.home)
+    wanted = deployments.get(name)
+    return versions.examined(name, wanted.target, cwd=wanted.cwd, environment=deployments.environment(name), how=how)
+
+
+def _meant(
+    target: str, name: str | None, environment: Mapping[str, str] | None
+) -> tuple[str, str, str, dict[str, str]]:
+    """Name, target, working directory and environment of a deployment that is made from here."""
     if target.endswith(".py"):
         target = str(Path(target).expanduser().absolute())
     name = check_name(name or (Path(target).stem if target.endswith(".py") else target.rpartition(".")[2]))
     inherited = os.environ if environment is None else environment
-    environment = {key: value for key, value in inherited.items() if key not in _NOT_INHERITED}
-    deployments = Deployments(settings.home)
-    found = check(name, target, cwd=cwd, environment=environment)
-    if checked is not None:
-        checked(found)
-    with deployments.changing():
-        before = deployments.find(name)
-        environment_before = deployments.environment(name)
-        if before is not None and before.removed:
-            before = None
-        generation = 1 + (before.issued if before is not None else _last_generation(deployments, name))
-        wanted = Deployment(
-            name=name,
-            target=target,
-            cwd=cwd,
-            workers=workers if workers is not None else max(before.workers, 1) if before is not None else 1,
-            version=found.version,
-            agents=found.agents,
-            generation=generation,
-            issued=generation,
-            command=list(command or worker_command()),
-            drain_timeout_s=settings.drain_timeout_s,
-            owner=owner,
-            created_at=before.created_at if before is not None else time.time(),
-        )
-        if before is not None and before.owner != owner and (before.owner is None or before.owner.alive()):
-            by = f"by a `dev` session (process {before.owner.pid})" if before.owner is not None else "already"
-            raise DeploymentError(
-                f"{name} is deployed {by}, from {before.target}",
-                fix=f"`llmagentos undeploy {name}` first, or give this one another --name",
-                kept=f"{name} goes on as it is",
-            )
-        conflict = deployments.conflict(wanted)
-        if conflict is not None:
-            raise conflict
-        deployments.write(wanted, environment)
-    try:
-        _settle(deployments, wanted, timeout_s, watch)
-    except DeploymentError as error:
-        raise _take_back(settings, wanted, before, environment_before, found.cards_before, error) from None
-    return wanted
+    return name, target, str(Path.cwd()), {k: v for k, v in inherited.items() if k not in _NOT_INHERITED}
 
 
 def rollout(
@@ -174,40 +217,45 @@ def rollout(
     command: Sequence[str] | None = None,
     timeout_s: float = START_S,
     watch: Watcher | None = None,
+    how: versions.Replacing = _FORCE,
 ) -> Deployment:
     """Replace the workers of a deployment one at a time, with the code as it is now, in the environment it has.
 
     Args:
-        command: as for :func:`deploy`.
+        command, how: as for :func:`deploy`.
 
     Raises:
-        DeploymentError: there is none of that name, its module no longer imports, or new workers don't start; the
+        DeploymentError: there is none of that name, its module no longer imports, what is under way
+            would not go on with it, or new workers don't start; the
             old ones keep running.
     """
     deployments = Deployments(settings.home)
     before = deployments.get(name)
     environment = deployments.environment(name)
-    found = check(name, before.target, cwd=before.cwd, environment=environment)
-    with deployments.changing():
-        before = deployments.get(name)
-        wanted = before.model_copy(
-            update={
-                "version": found.version,
-                "agents": found.agents,
-                "generation": before.issued + 1,
-                "issued": before.issued + 1,
-                "command": list(command or worker_command()),
-                "drain_timeout_s": settings.drain_timeout_s,
-            }
+    with ExitStack() as standing:
+        found = versions.checked(
+            settings, name, before.target, cwd=before.cwd, environment=environment, how=how, standing=standing
         )
-        conflict = deployments.conflict(wanted)
-        if conflict is not None:
-            raise conflict
-        deployments.write(wanted)
-    try:
-        _settle(deployments, wanted, timeout_s, watch)
-    except DeploymentError as error:
-        raise _take_back(settings, wanted, before, environment, found.cards_before, error) from None
+        with deployments.changing():
+            before = deployments.get(name)
+            wanted = before.model_copy(
+                update={
+                    "version": found.version,
+                    "agents": found.agents,
+                    "generation": before.issued + 1,
+                    "issued": before.issued + 1,
+                    "command": list(command or worker_command()),
+                    "drain_timeout_s": settings.drain_timeout_s,
+                }
+            )
+            conflict = deployments.conflict(wanted)
+            if conflict is not None:
+                raise conflict
+            deployments.write(wanted)
+        try:
+            _settle(deployments, wanted, timeout_s, watch)
+        except DeploymentError as error:
+            raise _take_back(settings, wanted, before, environment, found.cards_before, error) from None
     return wanted
 
 

@@ -158,6 +158,7 @@ class WorkerReport(_Record):
     version: str = ""
     assigned: list[str] = []
     paused: dict[str, str] = {}
+    standing: bool = False
     started_at: float = 0.0
     updated_at: float = 0.0
 

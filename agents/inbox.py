@@ -35,6 +35,7 @@ from llmagentos.agents.pausing import Pausing, Told
 from llmagentos.agents.reentrance import Reentrance, finished_inside
 from llmagentos.agents.replay import Replay
 from llmagentos.agents.room import Room, Share
+from llmagentos.agents.standing import Still
 from llmagentos.agents.steps import Suspended
 from llmagentos.agents.suspending import Suspending
 from llmagentos.agents.work import Work
@@ -108,6 +109,7 @@ class Inbox:
         # By assignments, which are partitions: one with thousands of conversations holds no other up.
         order: Turns[Work] = Turns(attrgetter("assignment"))
         self.lanes: Lanes[Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
+        self.still = Still()
         self._reentrance = Reentrance(agent.name, self.lanes)
         self.pausing = Pausing(
             agent.name,
@@ -243,6 +245,7 @@ class Inbox:
             self._room.give(work.size)
             work.assignment.taken -= 1
         self.pausing.release(lambda work: work.assignment in gone)
+        self.still.release(lambda work: work.assignment in gone)
         for assignment in gone:
             for steps in list(assignment.steps.values()):
                 if steps.freeze() is not None:  # it only waits, which its next owner can do as well
@@ -316,6 +319,14 @@ class Inbox:
             self.lanes.reclaim()
             if self._waiting == self._max_waiting - 1:
                 self._room.freed()
+
+    async def _stand(self, work: Work) -> bool:
+        """Wait until new messages may begin; False: it is left to the next owner."""
+        self._wait(work, True)
+        try:
+            return await self.still.turn(work)
+        finally:
+            self._wait(work, False)
 
     # -- one message ----------------------------------------------------------------------------------------------
 
@@ -403,6 +414,9 @@ class Inbox:
             self._done(work)
             return
         header = message.record
+        # What was begun, and what others ask because of it, goes on.
+        if self.still.on and header["caused_by"] is None and not work.recorded and not await self._stand(work):
+            return
         if (header["deadline"] is not None or header["reply_to"] is not None) and not await self._fit(work, message):
             return
         outputs = await self._attempts.run(work, message, partial(self._context, work, message))

@@ -249,7 +249,7 @@ class Steps:
         await self._thawed()
 
     def _changed(self, instead: str) -> ChangedCode:
-        unmet = sorted(self._known)
+        unmet = [identity for identity in self.found if identity in self._known]  # the first that was recorded, first
         return ChangedCode(
             f"a rerun of agent {self._agent!r} {instead} where {_named(unmet[0])} is recorded"
             + (f" ({len(unmet) - 1} more are)" if len(unmet) > 1 else "")

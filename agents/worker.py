@@ -41,6 +41,7 @@ from llmagentos.agents.loading import LoadedModule, load
 from llmagentos.agents.memory import Memories
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
+from llmagentos.agents.standing import stands_still
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.endpoints import brokers
 from llmagentos.streams.errors import (
@@ -95,6 +96,7 @@ class Status:
     updated_at: float
     in_flight: int = 0
     paused: dict[str, str] = field(default_factory=dict[str, str])  # agents whose breaker is open, and why
+    standing: bool = False  # begins nothing new, as other code is about to take over
 
 
 def read_status(run_dir: Path, index: int) -> Status | None:
@@ -343,12 +345,13 @@ class Worker:
     async def _report(self) -> None:
         """Keep the status file true: at once when joined or rebalanced, and now and then."""
         consumer = self._consumer
-        last: tuple[State, list[str], dict[str, str]] | None = None
+        last: tuple[State, list[str], dict[str, str], bool] | None = None
         written = 0.0
         given_back: list[str] = []  # for what it owned then
         while True:
             state: State = "running" if consumer.joined else "starting"
-            now = (state, self._status.assigned, self._paused())
+            self._stand_still()
+            now = (state, self._status.assigned, self._paused(), self._status.standing)
             if now != last or time.monotonic() - written > STATUS_INTERVAL_S:
                 if now == last and given_back != self._status.assigned:  # it has them for a while: they are read
                     await asyncio.to_thread(give_back)
@@ -356,6 +359,17 @@ class Worker:
                 self._write_status(state)
                 last, written = now, time.monotonic()
             await asyncio.sleep(0.1 if state == "starting" else 0.5)
+
+    def _stand_still(self) -> None:
+        """Begin nothing new while a command says so, or go on."""
+        if self._run_dir is None:
+            return
+        still = stands_still(self._run_dir, self._status.started_at)
+        for name, inbox in self._inboxes.items():
+            if inbox.still.on != (on := still(name)):
+                inbox.still.stand(on)
+                log.info("agent %s %s", name, "begins nothing new, for other code" if on else "goes on")
+        self._status.standing = any(inbox.still.on for inbox in self._inboxes.values())
 
     def _paused(self) -> dict[str, str]:
         return {name: reason for name, inbox in self._inboxes.items() if (reason := inbox.pausing.reason)}

@@ -1,22 +1,21 @@
-"""Deployments on this machine: deploy, ps, logs, scale, rollout, undeploy, supervise."""
+"""Deployments on this machine: deploy, ps, scale, rollout, undeploy, supervise."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from llmagentos.cli import versions
 from llmagentos.cli.output import Output, OutputOption
 
 if TYPE_CHECKING:
     from llmagentos.agents.deploying import Watcher
     from llmagentos.agents.deployment import Deployment, WorkerRecord
     from llmagentos.agents.listing import Listed, ListedWorker
-    from llmagentos.agents.logs import Line, Places
     from llmagentos.streams.settings import Settings
 
 __all__ = ["FaultOption", "environment_with", "register", "watching"]
@@ -27,9 +26,6 @@ FaultOption: list[str] = typer.Option(
     metavar="KIND=RATE",
     help="Do this to its messages, on purpose: fail=0.01, delay=0.1:250ms, duplicate=0.01, reply-lost=0.01; seed=7.",
 )
-
-#: Told apart at a glance, on dark and light backgrounds; a worker keeps its colour while its index stays.
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
 
 _COLOUR_OF_STATE = {
     "running": "green",
@@ -48,7 +44,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of deployments."""
     app.command()(deploy)
     app.command()(ps)
-    app.command()(logs)
     app.command()(scale)
     app.command()(rollout)
     app.command()(undeploy)
@@ -63,12 +58,21 @@ def deploy(
     ),
     timeout: float = typer.Option(120.0, min=1, help="Seconds without any change after which to give up."),
     fault: list[str] = FaultOption,
+    check: bool = versions.CheckOption,
+    hold: bool = versions.HoldOption,
+    drain: bool = versions.DrainOption,
+    force: bool = versions.ForceOption,
+    drain_timeout: float = versions.DrainTimeoutOption,
     output: Output = OutputOption,
 ) -> None:
     """Run the agents of a module, or roll out its present code.
 
     The module is imported on trial first: one that fails leaves what is deployed as it is. Workers get the environment
     and working directory of this command. Where it is deployed already, its workers are replaced one at a time.
+
+    Messages under way are rehearsed with the new code first: their handlers run with what is recorded, and stop at the
+    first step that isn't. Where one takes another way than its record, or raises, or its agent is gone, nothing is
+    deployed and the exit status is 1, unless --hold, --drain or --force says what is to become of it.
 
     Examples:
 
@@ -77,13 +81,21 @@ def deploy(
         llmagentos deploy shop.agents --name shop --workers 4
 
         llmagentos deploy hello.py --fault fail=0.01 --fault delay=0.1:250ms
+
+        llmagentos deploy shop.py --check
+
+        llmagentos deploy shop.py --drain --drain-timeout 600
     """
     from llmagentos.agents import deploying
     from llmagentos.streams.settings import Settings
 
+    asked = versions.Asked(check, hold, drain, force, drain_timeout, output)
     settings = Settings.load()
     environment = environment_with(fault, settings)
     with watching(f"importing {target}", output) as (say, watch):
+        how = asked.how(say)
+        if check:
+            asked.end(deploying.examine(settings, target, name=name, environment=environment, how=how))
         done = deploying.deploy(
             settings,
             target,
@@ -93,8 +105,9 @@ def deploy(
             timeout_s=timeout,
             checked=lambda found: say(f"starting {len(found.agents)} agent{'s' * (len(found.agents) != 1)}"),
             watch=watch,
+            how=how,
         )
-    _print_deployed(done, output)
+    _print_deployed(done, output, asked)
     _warn_of_idle(settings, done)
 
 
@@ -135,53 +148,6 @@ def ps(
         errors.print(f"nothing is deployed in {settings.home}; `llmagentos deploy FILE` deploys a module")
 
 
-def logs(
-    deployment: str | None = typer.Argument(None, help="By default all."),
-    follow: bool = typer.Option(False, "--follow", "-f", help="Go on with what is printed, until Ctrl-C."),
-    worker: int | None = typer.Option(None, "--worker", "-w", min=0, help="Only this one."),
-    lines: int = typer.Option(50, "--lines", "-l", min=0, help="Of each worker, from the end."),
-    output: Output = OutputOption,
-) -> None:
-    """Show what workers print, merged by time.
-
-    Examples:
-
-        llmagentos logs hello --lines 200
-
-        llmagentos logs -f
-
-        llmagentos logs hello --worker 1 --output json
-    """
-    from llmagentos.agents.deployment import Deployments
-    from llmagentos.agents.logs import follow as follow_logs
-    from llmagentos.agents.logs import last_lines
-    from llmagentos.cli.output import errors
-    from llmagentos.streams.settings import Settings
-
-    deployments = Deployments(Settings.load().home)
-    if deployment is not None:
-        deployments.get(deployment)
-
-    def names() -> list[str]:
-        return [name for name in deployments.names() if deployment in (None, name)]
-
-    if not names():
-        errors.print(f"nothing is deployed in {deployments.home}")
-        return
-    show = _print_line_json if output is Output.json else _log_printer()
-    places: Places | None = {} if follow else None
-    for line in last_lines(deployments, names(), lines, worker, places=places):
-        show(line)
-    if not follow:
-        return
-    for line in follow_logs(deployments, names, worker, places=places):
-        if line is not None:
-            show(line)
-        else:
-            sys.stdout.flush()
-    errors.print(f"{deployment or 'everything'} is undeployed")
-
-
 def scale(
     deployment: str = typer.Argument(..., help="Its name."),
     workers: int = typer.Argument(..., min=0, max=1_000, help="How many; 0 pauses, messages wait."),
@@ -207,24 +173,35 @@ def scale(
 def rollout(
     deployment: str = typer.Argument(..., help="Its name."),
     timeout: float = typer.Option(120.0, min=1, help="Seconds without any change after which to give up."),
+    check: bool = versions.CheckOption,
+    hold: bool = versions.HoldOption,
+    drain: bool = versions.DrainOption,
+    force: bool = versions.ForceOption,
+    drain_timeout: float = versions.DrainTimeoutOption,
     output: Output = OutputOption,
 ) -> None:
     """Replace the workers one at a time, with the code as it is now.
 
     The new one starts before the old one leaves, which finishes what it has in hand. The environment stays that of the
-    deployment; `llmagentos deploy` takes the present one.
+    deployment; `llmagentos deploy` takes the present one. Messages under way are rehearsed first, as by `deploy`.
 
     Examples:
 
         llmagentos rollout hello
+
+        llmagentos rollout hello --check --output json
     """
     from llmagentos.agents import deploying
     from llmagentos.streams.settings import Settings
 
+    asked = versions.Asked(check, hold, drain, force, drain_timeout, output)
     settings = Settings.load()
-    with watching(f"importing the module of {deployment}", output) as (_, watch):
-        done = deploying.rollout(settings, deployment, timeout_s=timeout, watch=watch)
-    _print_deployed(done, output)
+    with watching(f"importing the module of {deployment}", output) as (say, watch):
+        how = asked.how(say)
+        if check:
+            asked.end(deploying.examine_rollout(settings, deployment, how=how))
+        done = deploying.rollout(settings, deployment, timeout_s=timeout, watch=watch, how=how)
+    _print_deployed(done, output, asked)
 
 
 def undeploy(
@@ -358,11 +335,12 @@ def environment_with(faults: list[str], settings: Settings) -> Mapping[str, str]
     return os.environ | {"LLMAGENTOS_FAULTS": plan.text}
 
 
-def _print_deployed(deployment: Deployment, output: Output) -> None:
+def _print_deployed(deployment: Deployment, output: Output, asked: versions.Asked | None = None) -> None:
     from llmagentos.cli.output import console, print_json, print_rows
 
     if output is Output.json:
-        print_json(deployment.model_dump(exclude={"command", "issued", "removed", "owner"}))
+        rehearsed = asked.as_json() if asked is not None else {}
+        print_json(deployment.model_dump(exclude={"command", "issued", "removed", "owner"}) | rehearsed)
         return
     workers = deployment.workers
     state = f"runs with {workers} worker{'s' * (workers != 1)}" if workers else "is scaled to 0: its messages wait"
@@ -465,34 +443,6 @@ def _duration(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
-
-
-def _log_printer() -> Callable[[Line], Any]:
-    """Prints lines behind `deployment/worker |`, the workers told apart by colour."""
-    from rich.text import Text
-
-    from llmagentos.cli.output import console
-
-    width = 0
-
-    def show(line: Line) -> None:
-        nonlocal width
-        label = f"{line.deployment}/{line.worker}"
-        width = max(width, len(label))
-        text = Text.assemble(
-            (f"{label:<{width}} │ ", _COLOURS[line.worker % len(_COLOURS)]),
-            line.text,
-        )
-        console.print(text, soft_wrap=True)
-
-    return show
-
-
-def _print_line_json(line: Line) -> None:
-    import orjson
-
-    record = {"deployment": line.deployment, "worker": line.worker, "text": line.text}
-    sys.stdout.write(orjson.dumps(record).decode() + "\n")
 
 
 def _and(names: list[str]) -> str:

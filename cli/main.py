@@ -27,6 +27,7 @@ COMMANDS: tuple[str, ...] = (
     "memory",
     "schema",
     "deploy",
+    "logs",
     "reset",
     "dev",
     "check",

@@ -81,6 +81,7 @@ class Views:
         self._spans = Spans(settings, name="views")
         self._views: dict[Place, View] = {}
         self._read_to: dict[Place, int] = {}
+        self._noted: dict[Place, Note] = {}
         self.marks: dict[tuple[Place, int], Mark] = {}
 
     def __getitem__(self, place: Place) -> View:
@@ -90,6 +91,10 @@ class Views:
     def __contains__(self, place: Place) -> bool:
         """Whether it is read."""
         return place in self._views
+
+    def note(self, place: Place) -> Note:
+        """What its owner's last commit said, when it was added."""
+        return self._noted.get(place, Note())
 
     @property
     def spans(self) -> Spans:
@@ -111,7 +116,7 @@ class Views:
         notes = {agent: self._notes(agent) for agent in {place.agent for place in wanted}}
         where = [(self.topic(place.agent), place.partition) for place in wanted]
         for place, span in zip(wanted, log.spans(where, Position("time", since_ms), END), strict=True):
-            note = notes[place.agent].get(place.partition, Note())
+            note = self._noted[place] = notes[place.agent].get(place.partition, Note())
             view = self._views[place] = View(max(span.low, note.low), note.claim)
             self._read_to[place] = min(span.start, view.position)
 
@@ -155,7 +160,7 @@ class Views:
             view.fold(entry, at)
             if self._heard is not None:
                 self._heard(place, entry, at)
-        if entry["kind"] in COMMANDS - DECISIONS and entry["refers"] < 0:
+        if entry["kind"] in COMMANDS - DECISIONS - {"cancel"} and entry["refers"] < 0:
             self.marks[place, entry["offset"]] = Mark(entry["kind"], entry["writer"], entry["at"])
 
     def _notes(self, agent: str) -> dict[int, Note]:

@@ -369,7 +369,7 @@ async def test_a_rerun_that_takes_another_way_is_stopped_with_both_names(
         await ctx.step("price of it", lambda: pytest.fail("it ran"))
 
     await journal.run(handler)
-    with pytest.raises(ChangedCode, match=r"came to step 'price of it' where step 'pay' is recorded \(1 more are\)"):
+    with pytest.raises(ChangedCode, match=r"came to step 'price of it' where step 'price' is recorded \(1 more are\)"):
         await journal.run(other)
     with pytest.raises(ChangedCode, match="ended where step 'pay' is recorded") as changed:
         await journal.run(lambda ctx: ctx.step("price", lambda: pytest.fail("it ran")))
