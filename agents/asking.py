@@ -241,6 +241,7 @@ class Asking:
             wait_s = min(wait_s, message.deadline / 1_000 - outputs.clock.time())
         result = steps.answers.get(question_key)
         if result is None:
+            await steps.fresh(identity)
             due = steps.dues.get(question_key) or int((outputs.clock.time() + wait_s) * 1_000)
             try:
                 sent = outputs.child(

@@ -36,7 +36,8 @@ class Assignment:
     Attributes:
         open: whether it is still; once it is over, what finishes of it changes nothing.
         taken: messages of it that are in lanes.
-        view: what the journal says is open, by conversation; entries: the same by offset.
+        view: what the journal says is open, by conversation; entries: the same by offset; cancels: as of
+            :class:`View`.
         waiting: takes what comes for messages in the journal.
         steps: of messages whose handlers run, by offset.
         dedup: the ids that are finished.
@@ -65,6 +66,7 @@ class Assignment:
         self.journaled: set[int] = set()
         self.view: Mapping[str, Conversation] = {}
         self.entries: Mapping[int, Entry] = {}
+        self.cancels: Mapping[int, tuple[int, Mapping[str, Any]]] = {}
         self.waiting: Waiting | None = None
         self.steps: dict[int, Steps] = {}
         self.memory: Mirror | None = None
@@ -115,7 +117,7 @@ class Assignment:
                     return
                 await asyncio.sleep(RECLAIM_S)
         view = self._ownership.view
-        self.view, self.entries = view.open, view.entries
+        self.view, self.entries, self.cancels = view.open, view.entries, view.cancels
         self.waiting = wait(self._ownership)
         self._answers.route(self._answers_topic, tp.partition, self._answered)
         await self._follow_answers()

@@ -16,6 +16,7 @@ from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import describe
 from llmagentos.agents.outputs import Output
 from llmagentos.agents.pausing import Pausing
+from llmagentos.agents.work import Work
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import (
     AnswerError,
@@ -84,7 +85,7 @@ class Attempts:
         self._clock = clock
 
     async def run(
-        self, work: object, message: Message, context: Callable[[int], Context]
+        self, work: Work, message: Message, context: Callable[[int], Context]
     ) -> list[Output] | Failed | None:
         """Run the handler until it succeeds or was tried as often as it may be.
 
@@ -93,7 +94,8 @@ class Attempts:
             context: makes the context of an attempt; counted from 0.
 
         Returns:
-            what it said; None: the message is its next owner's to handle.
+            what it said; None: the message is its next owner's to handle. Where it is to end early
+            (:class:`~llmagentos.agents.cancelling.Ending`) and its handler had not returned before, Failed.
         """
         agent, pausing, clock = self._agent, self._pausing, self._clock
         attempt = 0
@@ -103,27 +105,37 @@ class Attempts:
             if turn is None:
                 turn = await pausing.turn(work)
                 if turn is None:
-                    return None
+                    return None if work.ending is None else Failed(asyncio.CancelledError(), attempt, ctx)
                 if error := expired(message, agent.name, clock):
                     pausing.abandoned(turn)
                     return Failed(error, attempt, ctx)
+            if work.ending is not None and not work.ending.reruns:
+                pausing.abandoned(turn)
+                return Failed(asyncio.CancelledError(), attempt, ctx)
             limit: asyncio.Timeout | None = None
+            work.ctx = ctx
             try:
                 if agent.timeout_s is None:
                     result = await agent.handler(message, ctx)
                 else:
                     async with clock.timeout(agent.timeout_s) as limit:
                         result = await agent.handler(message, ctx)
+                work.ctx = None
                 # It swallowed the cancellation, or its suspension: its next owner, or next run, handles the message.
                 if self._told_to_end() or ctx.suspended:
                     pausing.abandoned(turn)
                     return None
+                if work.ending is not None and work.ending.delivered:
+                    _uncancel()
+                    pausing.abandoned(turn)
+                    return Failed(asyncio.CancelledError(), attempt + 1, ctx)
                 ctx.end()
                 if result is not None and not ctx.replied:
                     ctx.collect_reply(result)
                 pausing.succeeded(turn)
                 return ctx.collected
             except BaseException as error:
+                work.ctx = None
                 if ctx.suspended:
                     pausing.abandoned(turn)
                     return None
@@ -138,9 +150,11 @@ class Attempts:
                     if self._told_to_end():
                         pausing.abandoned(turn)
                         raise
-                    task = asyncio.current_task()
-                    if task is not None and task.cancelling():
-                        task.uncancel()
+                    _uncancel()
+                if work.ending is not None:
+                    _uncancel()
+                    pausing.abandoned(turn)
+                    return Failed(error, attempt + 1, ctx)
                 if isinstance(error, RecordError):  # the message is to blame, or what was made of it
                     pausing.abandoned(turn)
                     return Failed(error, attempt + 1, ctx)
@@ -170,3 +184,10 @@ class Attempts:
                 )
                 attempt += 1
                 await clock.sleep(pause_s)
+
+
+def _uncancel() -> None:
+    """The cancellation of the task that runs is dealt with."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()

@@ -84,6 +84,7 @@ class ThreadContext:
         self._loop = loop
         self._handler = handler
         self._over = False
+        self._interrupted = False
         self._calls: set[Future[Any]] = set()
         self._lock = threading.Lock()
 
@@ -104,15 +105,28 @@ class ThreadContext:
         with self._lock:
             if self._over:
                 raise self._too_late()
+            if self._interrupted:
+                self._interrupted = False
+                raise asyncio.CancelledError
             call = asyncio.run_coroutine_threadsafe(_awaited(method, args, options), self._loop)
             self._calls.add(call)
         try:
             return call.result()
         except CancelledError:
-            raise self._too_late() from None
+            with self._lock:
+                interrupted, self._interrupted = self._interrupted and not self._over, False
+            raise asyncio.CancelledError if interrupted else self._too_late() from None
         finally:
             with self._lock:
                 self._calls.discard(call)
+
+    def _interrupt(self) -> None:
+        """Have the call that is under way, or the next one, raise CancelledError; those behind it do as ever."""
+        with self._lock:
+            self._interrupted = True
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
 
     def _end(self) -> None:
         """The handler has returned, or was given up: whoever still calls is refused."""
@@ -153,6 +167,7 @@ class Threads:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._most + SPARE_THREADS, thread_name_prefix=f"agent-{self._name}")
         inside = ThreadContext(ctx, asyncio.get_running_loop(), _named(self._function))
+        ctx.interrupt = inside._interrupt  # pyright: ignore[reportPrivateUsage]
         run = self._pool.submit(contextvars.copy_context().run, _call, self._function, message, inside)
         self._running.add(run)
         run.add_done_callback(self._running.discard)

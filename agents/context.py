@@ -68,6 +68,9 @@ class Context:
         message: the message that it handles.
         attempt: how often this worker tried the message before.
         log: a logger that names agent and conversation in each line.
+        cleans_up: whether the message was cancelled, or its deadline has passed: what the handler does now is its
+            cleanup, and who asked is told so, whatever it returns.
+        interrupt: how a handler is interrupted that does not run in the task of its message; for the engine.
     """
 
     __slots__ = (
@@ -85,7 +88,9 @@ class Context:
         "_work",
         "agent",
         "attempt",
+        "cleans_up",
         "collected",
+        "interrupt",
         "message",
         "partition",
     )
@@ -116,6 +121,8 @@ class Context:
         self._asking: Asking | None = None
         self._again = again  # tells a redrive's questions from those that it asked before
         self.collected: list[Output] = []
+        self.interrupt: Callable[[], None] | None = None
+        self.cleans_up = False
         self._step = 0
         self._replied = False
         self._reply_sent = False
@@ -230,6 +237,8 @@ class Context:
         self, content: object, *, attributes: Mapping[str, str] | None = None, usage: Mapping[str, Any] | None = None
     ) -> None:
         """As :meth:`reply`, for the engine."""
+        if self.cleans_up:  # who asked is told that it was cancelled
+            return
         cause = self.message
         answer = self._outputs.child(
             cause,
@@ -598,6 +607,10 @@ class Context:
 
     def send_error(self, error: str, cause: str) -> None:
         """Tell the asker that the message became a dead letter."""
+        self._outputs.send(self.error(error, cause))
+
+    def error(self, error: str, cause: str) -> Output:
+        """What tells the asker that there is no reply, and why."""
         message = self.message
         answer = self._outputs.child(
             message,
@@ -607,7 +620,13 @@ class Context:
             type="error",
             recipient=message.sender,
         )
-        self._outputs.send(self._outputs.to_asker(answer, message))
+        return self._outputs.to_asker(answer, message)
+
+    def clean_up(self) -> None:
+        """Its handler is interrupted: what it said is not sent, and what it says from here on has all the time."""
+        self.collected.clear()
+        self.cleans_up = True
+        self.message.record["deadline"] = None
 
     def _next_step(self) -> int:
         step = self._step

@@ -27,6 +27,7 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import RECLAIM_S, Assignment
 from llmagentos.agents.attempts import Attempts, Failed, expired
 from llmagentos.agents.burial import Burial
+from llmagentos.agents.cancelling import Cancelling
 from llmagentos.agents.context import Context
 from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.memory import Memories, Remembering
@@ -139,6 +140,21 @@ class Inbox:
             spawn=self._spawn,
             broken=broken,
         )
+        self._cancelling = Cancelling(
+            agent.name,
+            outputs,
+            self.lanes,
+            dead_letters,
+            release=self._release,
+            steps=self._suspending.steps,
+            context=self._context,
+            decode=decode,
+            pick=self._pick,
+            settle=self._settle,
+            consider=self._consider,
+            spawn=self._spawn,
+            broken=broken,
+        )
         attempts = partial(Attempts, pausing=self.pausing, told_to_end=self.lanes.told_to_end, clock=self._clock)
         self._memory: Remembering | None = None
         if agent.memory is not None and memories is not None:
@@ -205,6 +221,8 @@ class Inbox:
                 self._broken,
             )
             assignment.ownership.noticed = partial(self._suspending.noticed, assignment)
+            assignment.ownership.cancelled = partial(self._cancelling.noticed, assignment)
+            self._cancelling.begin(assignment)
             if inside := finished_inside(assignment.view):
                 self._spawn(self._send_again(assignment, inside))
             if untold := assignment.ownership.view.untold():
@@ -244,8 +262,7 @@ class Inbox:
             self._reentrance.ended(work)
             self._room.give(work.size)
             work.assignment.taken -= 1
-        self.pausing.release(lambda work: work.assignment in gone)
-        self.still.release(lambda work: work.assignment in gone)
+        self._release(lambda work: work.assignment in gone)
         for assignment in gone:
             for steps in list(assignment.steps.values()):
                 if steps.freeze() is not None:  # it only waits, which its next owner can do as well
@@ -320,6 +337,11 @@ class Inbox:
             if self._waiting == self._max_waiting - 1:
                 self._room.freed()
 
+    def _release(self, unwanted: Callable[[Work], bool]) -> None:
+        """End the waits for their turns of works that are *unwanted*."""
+        self.pausing.release(unwanted)
+        self.still.release(unwanted)
+
     async def _stand(self, work: Work) -> bool:
         """Wait until new messages may begin; False: it is left to the next owner."""
         self._wait(work, True)
@@ -351,6 +373,8 @@ class Inbox:
                 entry = work.assignment.entries.get(work.offset)
                 if entry is not None and entry.ready:  # what it waits for came meanwhile
                     self._consider(work.assignment, entry.conversation_id)
+            if work.ending is not None:
+                work.ending.over()
             if work.asked and not self._left(work):  # else its next owner asks again
                 work.assignment.asked(work.offset)
             if work.entry is not None and (replay := self._replays.get(work.assignment)) is not None:
@@ -415,16 +439,21 @@ class Inbox:
             return
         header = message.record
         # What was begun, and what others ask because of it, goes on.
-        if self.still.on and header["caused_by"] is None and not work.recorded and not await self._stand(work):
+        begins = header["caused_by"] is None and not work.recorded
+        if self.still.on and begins and not await self._stand(work) and work.ending is None:
             return
         if (header["deadline"] is not None or header["reply_to"] is not None) and not await self._fit(work, message):
             return
-        outputs = await self._attempts.run(work, message, partial(self._context, work, message))
-        if not isinstance(outputs, list):
-            await self._give_up(work, message, outputs)
-            return
+        outputs = None
+        if work.steps is not None or work.ending is not None or assignment.cancels:
+            outputs = self._cancelling.ends(work, message)
+        if outputs is None:
+            outputs = await self._attempts.run(work, message, partial(self._context, work, message))
+            if not isinstance(outputs, list) and (outputs := await self._give_up(work, message, outputs)) is None:
+                return
         changed = work.state is not None and work.state.changed
-        if len(outputs) > 1 or changed or (work.steps is not None and work.steps.used):
+        used = work.steps is not None and work.steps.used
+        if len(outputs) > 1 or changed or used or work.ending is not None:
             if not await self._complete(work, message, outputs):
                 return
         else:
@@ -453,7 +482,9 @@ class Inbox:
         message = await self._read(work)
         if message is None:
             return
-        if entry.state != "waiting":  # that a message had to wait for others is not for it to blame
+        # That a message had to wait for others is not for it to blame. One that was not on time when it was suspended
+        # need not be so now.
+        if entry.state != "waiting" or not any(wait.kind == "deadline" for wait in entry.waits):
             message.record["deadline"] = None
         identity = identity_of(work.record, message.message_id)
         if not entry.wish and assignment.dedup.twin(identity, entry.offset):
@@ -461,10 +492,11 @@ class Inbox:
             return
         if (entry.steps or entry.state == "waiting") and not await self._load(work, message):
             return
-        outputs = await self._attempts.run(work, message, partial(self._context, work, message))
-        if not isinstance(outputs, list):
-            await self._give_up(work, message, outputs)
-            return
+        outputs = self._cancelling.ends(work, message)
+        if outputs is None:
+            outputs = await self._attempts.run(work, message, partial(self._context, work, message))
+            if not isinstance(outputs, list) and (outputs := await self._give_up(work, message, outputs)) is None:
+                return
         if await self._complete(work, message, outputs):
             self._sent(work, entry, identity)
 
@@ -536,6 +568,20 @@ class Inbox:
         await work.assignment.ownership.write("held", fields, conversation_id=message.conversation_id)
         self._done(work)
         self._consider(work.assignment, message.conversation_id)
+        self._cancelling.behind(work.assignment, message.conversation_id)
+
+    async def _settle(self, work: Work, message: Message, outputs: list[Output]) -> None:
+        """Complete a message whose handler is left behind, or that has no turn."""
+        if not await self._complete(work, message, outputs):
+            return
+        identity = identity_of(work.record, message.message_id)
+        if work.entry is not None:
+            self._sent(work, work.entry, identity)
+            return
+        work.assignment.dedup.finished(identity, work.offset)
+        self._done(work)
+        if work.asked:
+            work.assignment.asked(work.offset)
 
     def _consider(self, assignment: Assignment, conversation_id: str) -> None:
         if (replay := self._replays.get(assignment)) is not None:
@@ -577,8 +623,10 @@ class Inbox:
     async def _fit(self, work: Work, message: Message) -> bool:
         """Whether the message can be handled; one that can't became a dead letter."""
         if error := expired(message, self.agent.name, self._clock):
-            await self._burial.bury(work, message, "expired", error, attempts=0)
-            return False
+            if work.steps is None:
+                await self._burial.bury(work, message, "expired", error, attempts=0)
+                return False
+            await self._cancelling.expire(work, message)  # it has something to clean up
         place = message.record["reply_to"]
         if place is not None and not 0 <= place["partition"] < await self._outputs.partitions_of(place["topic"]):
             error = RecordError(
@@ -592,10 +640,18 @@ class Inbox:
             return False
         return True
 
-    async def _give_up(self, work: Work, message: Message, failed: Failed | None) -> None:
-        """The handler failed for good; None: its message is the next owner's to handle."""
+    async def _give_up(self, work: Work, message: Message, failed: Failed | None) -> list[Output] | None:
+        """The handler failed for good; None: its message is the next owner's to handle.
+
+        Returns:
+            Of one that was cancelled, what it says; None: it is parked, or left.
+        """
+        if failed is not None and work.ending is not None:
+            return self._cancelling.says(work, message, failed.ctx)
         if failed is not None:
             await self._burial.bury(work, message, failed.cause, failed.error, attempts=failed.attempts, ctx=failed.ctx)
+            self._cancelling.behind(work.assignment, message.conversation_id)
+        return None
 
     def _context(self, work: Work, message: Message, attempt: int) -> Context:
         entry = work.entry

@@ -26,10 +26,10 @@ from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.results import decode_result, encode_result
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
-from llmagentos.streams.journal import Wait, step_record
+from llmagentos.streams.journal import CLEANUP, Wait, step_record
 from llmagentos.streams.message import Message, child_id
 
-__all__ = ["RESERVED", "Identity", "Recorded", "Steps", "Suspended"]
+__all__ = ["DEADLINE", "RESERVED", "Identity", "Recorded", "Steps", "Suspended"]
 
 #: The name of a step, and which of that name it is.
 Identity = tuple[str, int]
@@ -44,6 +44,9 @@ ERROR_MAX: Final = 10_000
 
 #: Names of steps that are the engine's begin so.
 RESERVED: Final = "ctx."
+
+#: The step by which the journal says that the deadline of the message has passed.
+DEADLINE: Final[Identity] = (f"{RESERVED}deadline", 0)
 
 #: Outcomes that end a step; others say that it was begun.
 _ENDS: Final = frozenset({"result", "error", "answer", "approve", "reject", "expired", "version"})
@@ -88,6 +91,7 @@ class Steps:
         dues: when waits of an earlier run end, by what they are about: to run again does not put them off.
         open: what the handler waits for now.
         time: of what was recorded or met last, milliseconds since the epoch.
+        interrupt: of a run that is to clean up: called where it comes to what is not recorded.
     """
 
     def __init__(
@@ -129,6 +133,10 @@ class Steps:
         self._timer: asyncio.TimerHandle | None = None
         self._frozen: asyncio.Future[None] | None = None
         self._ended: BaseException | None = None
+        self._writing = 0
+        self._held = False
+        self._cleaning = False
+        self.interrupt: Callable[[], None] | None = None
         self.time = message.timestamp
 
     # -- runs ---------------------------------------------------------------------------------------------------
@@ -165,7 +173,11 @@ class Steps:
 
     def begin(self) -> None:
         """A run of the handler begins."""
-        self._known = {each for each, recorded in self.found.items() if recorded.outcome != "version"}
+        self._known = {
+            each
+            for each, recorded in self.found.items()
+            if recorded.outcome != "version" and each != DEADLINE and each[1] < CLEANUP
+        }
         self._counts.clear()
         self._callers.clear()
         self.time = self._message.timestamp
@@ -189,6 +201,31 @@ class Steps:
         """Whether this run is over, and another will go on."""
         return isinstance(self._ended, Suspended)
 
+    # -- an early end -------------------------------------------------------------------------------------------
+
+    def hold(self) -> bool:
+        """Nothing new begins from now on; whether all that was is recorded."""
+        self._held = True
+        return not self._writing and self._frozen is None
+
+    def clean_up(self) -> None:
+        """The handler is interrupted: what it comes by from here on is its cleanup, and is not suspended."""
+        self._held, self._cleaning, self.interrupt = False, True, None
+        self._known.clear()
+        self._counts.clear()
+        self._callers.clear()
+        self._arm()
+
+    async def fresh(self, identity: Identity) -> None:
+        """The run comes by what is not recorded; raises CancelledError where that is not to begin any more."""
+        while self._held:  # noqa: ASYNC110 - a plain value, and not for long
+            await asyncio.sleep(LOOK_S)
+        if self.interrupt is not None:
+            self.interrupt()
+        if self._cleaning and identity[1] < CLEANUP:
+            await asyncio.sleep(LOOK_S)  # in the handler's own task the cancellation comes here
+            raise asyncio.CancelledError
+
     # -- identities ---------------------------------------------------------------------------------------------
 
     def identity(self, name: str) -> Identity:
@@ -209,7 +246,7 @@ class Steps:
         self._callers[name] = task
         number = self._counts.get(name, 0)
         self._counts[name] = number + 1
-        return name, number
+        return name, number + CLEANUP if self._cleaning else number
 
     def key(self, identity: Identity) -> str:
         """The idempotency key of a step: the same on every run."""
@@ -239,6 +276,7 @@ class Steps:
         Raises:
             ChangedCode: there are recorded ones that it should have come by before.
         """
+        await self.fresh(identity)
         until = time.monotonic() + PATIENCE_S
         while self._known:
             if self.open:  # a task waits, and may go on to what is recorded
@@ -292,7 +330,11 @@ class Steps:
             body=body,
             blob=blob,
         )
-        await self._record(step, at)
+        self._writing += 1
+        try:
+            await self._record(step, at)
+        finally:
+            self._writing -= 1
         recorded = Recorded(outcome, about, due, body, content_type, at, blob)
         self._take(identity, recorded)
         self.time = max(self.time, at)
@@ -330,6 +372,7 @@ class Steps:
         if recorded is not None and recorded.outcome in _ENDS:
             return self._given(identity, recorded, await self._body(identity, recorded))
         if recorded is not None:
+            await self.fresh(identity)
             raise self._unknown(identity)
         await self.new(identity)
         if at_most_once:
@@ -439,6 +482,7 @@ class Steps:
     async def wait(self, wait: Wait, future: asyncio.Future[Any]) -> Any:
         """Wait for *future*. Meanwhile the handler holds no slot, and may be suspended."""
         identity = (wait.name, wait.number)
+        await self.fresh(identity)
         await self._thawed()
         self.open[identity] = (wait, future)
         if len(self.open) == 1:
@@ -470,7 +514,7 @@ class Steps:
 
     def _arm(self) -> None:
         """Suspend it when it has waited for long, and does nothing else."""
-        idle = bool(self.open) and not self._running and self._ended is None
+        idle = bool(self.open) and not self._running and self._ended is None and not self._cleaning
         if idle and self._timer is None and self._suspend_after_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self._suspend_after_s, self._waited)
         elif not idle:
@@ -487,7 +531,13 @@ class Steps:
 
     def freeze(self) -> list[Wait] | None:
         """From now on nothing reaches the handler; what it waits for. None: it does not just wait."""
-        if self._running or not self.open or self._ended or any(future.done() for _, future in self.open.values()):
+        if (
+            self._held
+            or self._running
+            or not self.open
+            or self._ended
+            or any(future.done() for _, future in self.open.values())
+        ):
             self._arm()
             return None
         self._frozen = asyncio.get_running_loop().create_future()

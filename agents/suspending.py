@@ -17,11 +17,11 @@ from llmagentos.agents.answers import Answers
 from llmagentos.agents.assignment import Assignment
 from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.outputs import Outputs
-from llmagentos.agents.steps import Steps, Suspended
+from llmagentos.agents.steps import DEADLINE, Steps, Suspended
 from llmagentos.agents.waiting import Waiting, step_of_answer
 from llmagentos.agents.work import Work
 from llmagentos.streams.errors import NotOwner, RecordTooLarge, ResultError
-from llmagentos.streams.journal import DECISIONS, Entry
+from llmagentos.streams.journal import DECISIONS, Entry, Wait
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Ownership, kept
 
@@ -86,6 +86,8 @@ class Suspending:
             work.steps.load(work.recorded)
             if work.entry is not None:
                 work.steps.dues = {wait.about: wait.due for wait in work.entry.waits if wait.kind == "answer"}
+            if work.ending is not None and work.ending.delivered:
+                work.steps.clean_up()
         return work.steps
 
     async def resume(self, work: Work, message: Message) -> None:
@@ -169,6 +171,8 @@ class Suspending:
         steps, assignment = work.steps, work.assignment
         if steps is None or not assignment.open or (waits := steps.freeze()) is None:
             return
+        if message.deadline is not None:
+            waits.append(Wait("deadline", *DEADLINE, "", message.deadline))
         conversation_id = work.conversation(message)
         fields = {
             "offset": work.offset,

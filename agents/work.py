@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import confluent_kafka
 from faust.types import TP
@@ -17,7 +18,34 @@ from llmagentos.streams.journal import Entry
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import restored
 
-__all__ = ["Work"]
+if TYPE_CHECKING:
+    from llmagentos.agents.context import Context
+
+__all__ = ["Ending", "Work"]
+
+
+@dataclass(slots=True, eq=False)
+class Ending:
+    """Why a message is to end before its handler has.
+
+    Attributes:
+        cause: cancelled, or expired.
+        error: the same for people.
+        reruns: its handler had begun elsewhere or before, and is run again to clean up.
+        delivered: the handler was interrupted: what it does now is its cleanup.
+        timer: ends its grace.
+    """
+
+    cause: str
+    error: str
+    reruns: bool = False
+    delivered: bool = False
+    timer: asyncio.Task[None] | None = None
+
+    def over(self) -> None:
+        """Its handler has ended."""
+        if self.timer is not None and self.timer is not asyncio.current_task():
+            self.timer.cancel()
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +65,8 @@ class Work:
         cause: the offset of the message that it runs inside; -1: it runs in its own turn.
         lane: where that is not its conversation's.
         missing: where in the journal others of them were.
+        ctx: of the run of its handler that goes on now.
+        ending: why it is to end before its handler does.
     """
 
     record: confluent_kafka.Message
@@ -53,6 +83,8 @@ class Work:
     cause: int = -1
     lane: bytes = b""
     missing: Sequence[int] = ()
+    ctx: Context | None = None
+    ending: Ending | None = None
 
     @property
     def offset(self) -> int:
@@ -63,6 +95,14 @@ class Work:
         """Who asked because of whom, so that it came."""
         headers: Any = self.record.headers()
         return chain_in(headers)
+
+    @property
+    def conversation_id(self) -> str:
+        """As :meth:`conversation`, as far as it is known before the record is decoded."""
+        key = self.record.key() if self.entry is None else self.entry.conversation_id
+        if self.ctx is not None:
+            return self.ctx.conversation
+        return key.decode(errors="replace") if isinstance(key, bytes) else key or ""
 
     def conversation(self, message: Message) -> str:
         """The conversation as the journal calls it."""

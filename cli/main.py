@@ -24,6 +24,7 @@ COMMANDS: tuple[str, ...] = (
     "dead",
     "waiting",
     "steps",
+    "cancel",
     "memory",
     "schema",
     "deploy",

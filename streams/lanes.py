@@ -152,7 +152,7 @@ class Lanes(Generic[T]):
         self._ready: Order[T] = FirstCome() if order is None else order
         self._idle: list[asyncio.Future[None]] = []
         self._slots: set[asyncio.Task[None]] = set()
-        self._running: dict[asyncio.Task[None], T] = {}
+        self._running: dict[asyncio.Task[None], tuple[bytes, T]] = {}
         self._ended: set[asyncio.Task[None]] = set()
         self._next_woken = False
         self._changed: asyncio.Future[None] | None = None
@@ -213,10 +213,10 @@ class Lanes(Generic[T]):
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + timeout
-        while any(wanted(item) for item in self._running.values()):
+        while any(wanted(item) for _, item in self._running.values()):
             left = until - loop.time()
             if left <= 0:
-                late = [task for task, item in self._running.items() if wanted(item)]
+                late = [task for task, (_, item) in self._running.items() if wanted(item)]
                 self._end(late)
                 await asyncio.wait(late, timeout=1.0)  # a handler that swallows cancellation is left behind
                 return False
@@ -249,6 +249,21 @@ class Lanes(Generic[T]):
     def told_to_end(self) -> bool:
         """Whether the running task was cancelled by :meth:`settle` or :meth:`stop`, and not by its own handler."""
         return bool(self._ended) and asyncio.current_task() in self._ended
+
+    def items(self) -> list[tuple[asyncio.Task[None], T]]:
+        """What is being handled, and the tasks that do it."""
+        return [(task, item) for task, (_, item) in self._running.items()]
+
+    def find(self, wanted: Callable[[T], bool]) -> tuple[asyncio.Task[None], T] | None:
+        """The running item that is *wanted*, and its task."""
+        return next(((task, item) for task, (_, item) in self._running.items() if wanted(item)), None)
+
+    def abandon(self, slot: asyncio.Task[None]) -> None:
+        """Go on without *slot*, which can't be made to end: its item counts as done, whatever it still does."""
+        if slot in self._running:
+            self._ended.add(slot)
+            self._finished(slot)
+            self._replace(slot, ended=False)
 
     def _end(self, slots: list[asyncio.Task[None]]) -> None:
         for slot in slots:
@@ -291,19 +306,21 @@ class Lanes(Generic[T]):
                     raise
                 woken, turn = True, 0
                 continue
-            lane, item = ready.pop()
+            entry = ready.pop()
             if not self._next_woken and ready:
                 self._wake_next()
-            running[me] = item
+            running[me] = entry
             try:
-                await self._run(item)
+                await self._run(entry[1])
             except BaseException as error:
-                self._finished(me, lane)
+                self._finished(me)
                 self._replace(me)
                 if not isinstance(error, asyncio.CancelledError):  # that one is from settle() or stop()
                     self._broken(error)
                 raise
-            self._finished(me, lane)
+            if me not in running:  # it was abandoned
+                return
+            self._finished(me)
             if self._limit is not None and len(self._slots) > self._limit:  # of those that reclaim() left over
                 self._slots.discard(me)
                 return
@@ -317,17 +334,19 @@ class Lanes(Generic[T]):
                 turn = 0
                 await asyncio.sleep(0)
 
-    def _finished(self, slot: asyncio.Task[None], lane: bytes) -> None:
-        del self._running[slot]
+    def _finished(self, slot: asyncio.Task[None]) -> None:
+        if (entry := self._running.pop(slot, None)) is None:
+            return
         if self._changed is not None and not self._changed.done():
             self._changed.set_result(None)
             self._changed = None
-        self._next_in(lane)
+        self._next_in(entry[0])
 
-    def _replace(self, slot: asyncio.Task[None]) -> None:
+    def _replace(self, slot: asyncio.Task[None], *, ended: bool = True) -> None:
         """*slot* ends: what is ready needs another."""
         self._slots.discard(slot)
-        self._ended.discard(slot)
+        if ended:
+            self._ended.discard(slot)
         if self._ready and not self._next_woken:
             self._wake_next()
 

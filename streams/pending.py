@@ -16,7 +16,7 @@ import confluent_kafka
 import orjson
 
 from llmagentos.streams.errors import InputError, RecordError
-from llmagentos.streams.journal import DECISIONS, Entry
+from llmagentos.streams.journal import CLEANUP, DECISIONS, Entry
 from llmagentos.streams.partition import murmur2_partition
 from llmagentos.streams.position import BEGINNING, END
 from llmagentos.streams.settings import Settings
@@ -34,6 +34,9 @@ _BEGINNINGS: Final[Mapping[str, Kind]] = {"approval": "approval", "timer": "time
 
 #: States of messages whose handler may run, and wait meanwhile.
 _RUNNING: Final = frozenset({"open", "waiting", "held", "parked"})
+
+#: Outcomes that are people's.
+_PERSONS: Final = DECISIONS | {"cancel"}
 
 #: Where in a journal, and of which of its messages.
 _Subject = tuple[Place, int]
@@ -103,7 +106,7 @@ class Pending:
     @property
     def step(self) -> int:
         """Which step of that name it is, as people count."""
-        return self.number + 1
+        return self.number % CLEANUP + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +184,9 @@ def groups(found: Iterable[Pending]) -> list[Group]:
 
 
 def decided_by(step: Mapping[str, Any]) -> tuple[str, str]:
-    """(who, why) of a person's decision, as its record has them; both empty where it is none."""
+    """(who, why) of a person's decision or cancellation, as its record has them; both empty where it is none."""
     try:
-        said = orjson.loads(step["body"]) if step["body"] and step["outcome"] in DECISIONS else {}
+        said = orjson.loads(step["body"]) if step["body"] and step["outcome"] in _PERSONS else {}
     except orjson.JSONDecodeError:  # another program wrote it; the decision counts all the same
         return "", ""
     fields = cast("dict[str, Any]", said) if isinstance(said, dict) else {}
@@ -361,6 +364,8 @@ class Pendings:
         if entry.state == "waiting" and not entry.ready:
             found: list[Pending] = []
             for wait in entry.waits:
+                if wait.kind not in KINDS:  # the deadline of its message
+                    continue
                 known = begun.get((wait.name, wait.number))
                 since = entry.since if known is None else known.at
                 kind = cast(Kind, wait.kind)

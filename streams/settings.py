@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     suspend_after_s: float = Field(
         5.0, gt=0, description="A handler that has waited so long leaves the worker's memory until it can go on."
     )
+    cancel_grace_s: float = Field(
+        30.0, gt=0, description="What a handler that is cancelled has for its cleanup; then it is given up."
+    )
     ask_timeout_s: float = Field(60.0, gt=0, description="Deadline of a question that brings none of its own.")
     max_message_bytes: int = Field(
         1_000_000, ge=1_024, description="Largest record (Kafka's default limit is 1,048,588 with overhead)."
