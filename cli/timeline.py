@@ -16,6 +16,7 @@ from rich.text import Text
 from llmagentos.cli.dialogue import lapse
 from llmagentos.streams.entries import content, said
 from llmagentos.streams.invocations import Invocation, Step
+from llmagentos.streams.journal import CLEANUP
 from llmagentos.streams.masking import masked, masked_text, shortened
 from llmagentos.streams.message import BYTES, JSON
 
@@ -34,6 +35,7 @@ _STYLES: Final = {
     "failed": "bold red",
     "parked": "bold red",
     "late": "bold red",
+    "cancelled": "red",
     "rejected": "red",
     "expired": "red",
     "approved": "green",
@@ -135,19 +137,21 @@ def _message_rows(
 
 def _name(step: Step) -> str:
     name = step.name.removeprefix("ctx.")
-    return f"{name} ({step.number + 1})" if step.number else name
+    number = step.number % CLEANUP
+    return ("cleanup: " if step.number >= CLEANUP else "") + (f"{name} ({number + 1})" if number else name)
 
 
 def _how_message(each: Invocation) -> str:
     took = f" in {lapse(max(0, each.ended - each.at))}" if each.ended and each.at else ""
     return {
         "new": "not handled yet",
-        "open": "runs, or will again",
-        "waiting": "waits, suspended",
+        "open": "runs, or will again" if not each.cancelled else "is being cancelled",
+        "waiting": "waits, suspended" if not each.cancelled else "to be cancelled",
         "held": "held behind others",
         "parked": "parked",
         "done": f"done{took}",
         "failed": f"failed{took}",
+        "cancelled": f"cancelled{took}",
         "dropped": "dropped",
     }[each.state]
 

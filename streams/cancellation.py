@@ -29,7 +29,7 @@ from llmagentos.streams.tail import Log
 from llmagentos.streams.views import COMMAND, Place, Served, Views
 from llmagentos.streams.wire import Codec
 
-__all__ = ["WHY_MAX", "Cancellation", "Outcome", "Unfinished"]
+__all__ = ["WHY_MAX", "Cancellation", "Outcome", "Unfinished", "tells_error"]
 
 #: Of what a person says of why: a page, as of a decision. It is in every answer that is cancelled.
 WHY_MAX: Final = 10_000
@@ -64,6 +64,13 @@ class Unfinished:
     def place(self) -> Place:
         """The inbox and journal partition that it is in."""
         return Place(self.agent, self.partition)
+
+
+def tells_error(record: Mapping[str, Any], agent: str) -> bool:
+    """Whether a completion of *agent*, as the journal has it, answers with an error: it was cancelled, or too late."""
+    error = child_id(record["message_id"], agent, _ERROR).encode()
+    sent = (header for output in record["outputs"] for header in output["headers"])
+    return any(header["name"] == MESSAGE_ID and header["value"] == error for header in sent)
 
 
 class Cancellation:
@@ -178,12 +185,7 @@ class Cancellation:
                 self._kept[subject] = message
         if record["kind"] not in ("done", "drop") or record["claim"] < self.views[place].claim:
             return
-        error = child_id(record["message_id"], place.agent, _ERROR).encode()
-        told = any(
-            header["name"] == MESSAGE_ID and header["value"] == error
-            for sent in record["outputs"]
-            for header in sent["headers"]
-        )
+        told = tells_error(record, place.agent)
         self._ends[subject] = "ended" if record["kind"] == "drop" else "cancelled" if told else "completed"
 
     def _all(self) -> Iterator[Unfinished]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from llmagentos.streams.cancellation import tells_error
 from llmagentos.streams.dedup import REDRIVE
 from llmagentos.streams.entries import Entry
 from llmagentos.streams.errors import LLMAgentOSError
@@ -23,8 +24,8 @@ __all__ = ["Invocation", "State", "Step", "StepState", "Timeline"]
 
 #: Of a message: new: nothing is known of its handler; open: it recorded steps, and runs or will run again; waiting:
 #: suspended; held: behind others; parked: it failed, and a person is to say what to do; done; failed: it was given
-#: up; dropped: it was a duplicate, or a person gave it up.
-State = Literal["new", "open", "waiting", "held", "parked", "done", "failed", "dropped"]
+#: up; cancelled: a person ended it; dropped: it was a duplicate, or a person gave it up.
+State = Literal["new", "open", "waiting", "held", "parked", "done", "failed", "cancelled", "dropped"]
 
 #: Of a step: waits: for what it says; begun: with at_most_once, and nobody knows more; sent: a message that nobody
 #: waits for; late: no answer came in time.
@@ -103,7 +104,8 @@ class Invocation:
         at, ended: when it came, and when it was over; 0: it is not, or nobody knows.
         steps: in the order in which they began.
         answer: what its handler said.
-        error: why it failed.
+        error: why it failed, or by whom it was cancelled.
+        cancelled: by whom, and why, where a person said so; it ends when its handler has.
         tokens: how many came ahead of the answer.
     """
 
@@ -120,6 +122,7 @@ class Invocation:
     answer: Message | None = None
     error: str = ""
     tokens: int = 0
+    cancelled: str = ""
 
     @property
     def waits(self) -> list[Step]:
@@ -134,7 +137,7 @@ class Invocation:
                 yield from step.child.walk()
 
 
-_OVER: Final = frozenset({"done", "failed", "dropped"})
+_OVER: Final = frozenset({"done", "failed", "cancelled", "dropped"})
 
 
 class Timeline:
@@ -245,7 +248,11 @@ class Timeline:
     def _fold(self, each: Invocation, fields: dict[str, Any], steps: dict[tuple[str, int], Step]) -> None:
         """Take in the next record of its journal."""
         kind, step = fields["kind"], fields["step"]
-        if step is not None:
+        if kind == "cancel":
+            if each.state not in _OVER and each.state != "parked" and not each.cancelled:
+                by, why = decided_by(step) if step is not None else ("", "")
+                each.cancelled = f"cancelled by {by or 'somebody'}{why and ': '}{why}"
+        elif step is not None:
             if each.state not in _OVER:
                 _take(steps, step, fields["at"], self._decode)
                 if kind == "step" and each.state in ("new", "held", "parked"):
@@ -263,6 +270,8 @@ class Timeline:
                 steps.clear()  # they were another message's
         elif kind == "done":
             each.state, each.ended, each.error = "done", fields["at"], ""
+            if tells_error(fields, each.agent):
+                each.state, each.error = ("cancelled", each.cancelled) if each.cancelled else ("failed", "")
         elif kind == "drop":
             each.state, each.ended = "dropped", fields["at"]
 

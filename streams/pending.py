@@ -368,8 +368,7 @@ class Pendings:
                     continue
                 known = begun.get((wait.name, wait.number))
                 since = entry.since if known is None else known.at
-                kind = cast(Kind, wait.kind)
-                found.append(pending(kind, wait.name, wait.number, wait.about, since, wait.due, True))
+                found.append(pending(wait.kind, wait.name, wait.number, wait.about, since, wait.due, True))
             return found
         if entry.state not in _RUNNING or (entry.state == "parked" and not entry.wish):
             return []
