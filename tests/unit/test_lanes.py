@@ -248,3 +248,37 @@ async def test_a_crowded_partition_holds_no_other_up_where_turns_are_taken(order
     await until(lambda: lanes.lanes == 0)
     assert started.index("b") == place
     await lanes.stop()
+
+
+async def test_a_lane_goes_on_without_a_slot_that_does_not_end() -> None:
+    gate = asyncio.Event()
+    seen: list[str] = []
+    told: list[bool] = []
+
+    async def run(item: str) -> None:
+        while item == "stuck" and not gate.is_set():
+            try:
+                await gate.wait()
+            except asyncio.CancelledError:
+                seen.append("swallowed")
+        told.append(lanes.told_to_end())
+        seen.append(item)
+
+    lanes: Lanes[str] = Lanes(run, limit=1, broken=fail)
+    for item in ("stuck", "next"):
+        lanes.put(b"same", item)
+    await until(lambda: lanes.running == 1)
+    found = lanes.find(lambda item: item == "stuck")
+    assert found is not None
+    assert lanes.items() == [found]
+    found[0].cancel()
+    await until(lambda: seen == ["swallowed"])
+    lanes.abandon(found[0])
+    await until(lambda: seen == ["swallowed", "next"])
+    gate.set()
+    await found[0]
+    assert seen == ["swallowed", "next", "stuck"]
+    assert told == [False, True]  # what it still does counts for nothing
+    lanes.put(b"same", "last")
+    await until(lambda: seen[-1] == "last")
+    await lanes.stop()

@@ -21,7 +21,7 @@ from llmagentos.agents.context import Context
 from llmagentos.agents.steps import Steps, Suspended
 from llmagentos.agents.testing.clock import MovableClock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
-from llmagentos.streams.journal import Wait
+from llmagentos.streams.journal import CLEANUP, Wait
 from llmagentos.streams.message import Message
 from llmagentos.streams.settings import Settings
 
@@ -565,3 +565,44 @@ async def test_the_above_is_red_where_records_are_not_loaded(
     monkeypatch.setattr(Steps, "load", lambda self, records: None)
     with pytest.raises(AssertionError):
         await test_sync_async_and_callable_objects_are_run_once(journal)
+
+
+async def test_a_cleanup_is_gone_on_with_where_it_was_cut_short(journal: Journaled) -> None:
+    calls: list[str] = []
+    dies = True
+
+    async def handler(ctx: Context) -> None:
+        try:
+            await ctx.step("a", lambda: calls.append("a"))
+            await asyncio.gather(*(ctx.step(name, asyncio.Event().wait) for name in "bc"))
+        finally:
+            await ctx.step("b", lambda: calls.append("undo b"))  # of a name that the handler has, too
+            if dies:
+                raise Died
+            await ctx.step("a", lambda: calls.append("undo a"))
+
+    async def run() -> BaseException | None:
+        steps = journal.load()
+        task = asyncio.create_task(journal.run(handler, anew=False))
+
+        def interrupt() -> None:
+            steps.clean_up()
+            task.cancel()
+
+        steps.interrupt = interrupt
+        return (await asyncio.gather(task, return_exceptions=True))[0]
+
+    task = asyncio.create_task(journal.run(handler))
+    while calls != ["a"] or not journal.records:
+        await asyncio.sleep(0.01)
+    assert journal.steps.hold()
+    journal.steps.clean_up()
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], Died)
+    assert calls == ["a", "undo b"]
+    dies = False
+    assert isinstance(await run(), asyncio.CancelledError)
+    assert calls == ["a", "undo b", "undo a"]
+    assert isinstance(await run(), asyncio.CancelledError)
+    assert calls == ["a", "undo b", "undo a"]
+    assert [number < CLEANUP for name, number, _ in journal.outcomes() if name == "b"] == [False]

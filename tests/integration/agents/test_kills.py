@@ -170,3 +170,49 @@ async def test_the_above_is_red_where_steps_are_not_loaded(
     monkeypatch.setattr(sys.modules[__name__], "CONVERSATIONS", 60)
     monkeypatch.setattr(sys.modules[__name__], "KILLS", 1)
     assert (await killed(agents, tmp_path, NOT_LOADED)).behind
+
+
+CLEANUP = """
+    import asyncio, os
+    from llmagentos.agents import agent
+
+    def effect(what):
+        with open({file!r}, "a") as file:
+            file.write(f"{{what}} {{os.getpid()}}\\n")
+
+    @agent("till")
+    async def till(message, ctx):
+        await ctx.step("charge", effect, "charge")
+        try:
+            await ctx.approve("ship it?")
+        finally:
+            for n in range(3):
+                await ctx.step(f"refund {{n}}", effect, f"refund-{{n}}")
+                await asyncio.sleep(0.3 if n else 0.0)
+"""
+
+
+async def test_a_cleanup_goes_on_when_its_worker_is_killed_in_the_middle(agents: Agents, tmp_path: Path) -> None:
+    file, source = tmp_path / "lines", tmp_path / f"till_{agents.settings.prefix.rstrip('.')}.py"
+    source.write_text(dedent(CLEANUP).format(file=str(file)))
+    file.touch()
+    deployment = f"{agents.settings.prefix}{source.stem}"
+    await asyncio.to_thread(lambda: provision(agents.settings, deployment, load(str(source))))
+    books = Books(agents.settings, "till")
+    codec = await asyncio.to_thread(lambda: Codec(open_registry(agents.settings)))
+    async with Producer(agents.settings, codec) as producer:
+        await producer.send(Message.create("x", to="till", conversation="c"))
+    async with worker(source, deployment, tmp_path) as process:
+        _, asked = await books.until("step", conversation="c", count=2)
+        begun = asked.record
+        fields = {"offset": begun["offset"], "message_id": begun["message_id"], "conversation_id": "c"}
+        await books.append(asked.partition, kind="cancel", **fields)
+        await until(process, lambda: asyncio.sleep(0, "refund-1" in file.read_text()))
+    async with worker(source, deployment, tmp_path):
+        (done,) = await books.until("done")
+    assert done.record["outputs"]
+    lines = [line.split()[0] for line in file.read_text().splitlines()]
+    assert list(dict.fromkeys(lines)) == ["charge", "refund-0", "refund-1", "refund-2"]
+    recorded = [line.record["step"]["name"] for line in await books.lines("step")]
+    assert recorded == ["charge", "ctx.approve", "refund 0", "refund 1", "refund 2"]
+    assert len(lines) <= 5  # the one that was under way may run twice
