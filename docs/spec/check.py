@@ -64,6 +64,7 @@ DELIVERY = Model(
         "Gaps": False,
     },
 )
+REENTRANCE = Model("Reentrance", "Back", "Alone Kept", {"Deaths": 2, "Late": False})
 STEPS = Model(
     "Steps",
     "Handler",
@@ -228,7 +229,24 @@ INVOCATIONS = [
     _step("low-over-steps", "AskStep", "the note passes results that were not copied", "NothingDropped", Copies=1),
 ]
 
-RUNS = DELIVERIES + INVOCATIONS
+
+def _inside(name: str, world: str, says: str, *red: str, **changed: int | bool) -> Run:
+    return Run(name, world, says, changed, red, REENTRANCE)
+
+
+REENTRANT = [
+    _inside("back", "One", "a question that comes back, and workers that die"),
+    _inside("back-late", "One", "and the deadline of who asked passes", Deaths=1, Late=True),
+    _inside("back-twice", "Two", "two that come back", Deaths=0, Late=True),
+    _inside("any-inside", "One", "others of the conversation are let in", "Alone"),
+    _inside("none-inside", "One", "what comes back waits its turn", "Deadlock"),
+    _inside("left-behind", "One", "what waits already when its cause asks stays there", "Deadlock"),
+    _inside("held-back", "One", "held behind the suspended message that waits for it", "Deadlock"),
+    _inside("not-outlived", "One", "the lane goes on beside what is inside", "Alone", Late=True),
+    _inside("unsent-inside", "One", "a completion inside waits for its cause's before it is sent again", "Deadlock"),
+]
+
+RUNS = DELIVERIES + INVOCATIONS + REENTRANT
 
 
 def tools() -> tuple[Path, Path]:
