@@ -112,9 +112,11 @@ class OpenWork:
             found[topics[part.topic]] += part.behind
         return found
 
-    def entries(self, agent: str) -> int:
-        """How many messages are open in its journal, whatever state they are in."""
-        return sum(len(self._views[place].entries) for place in self._places if place.agent == agent)
+    def kept(self, agent: str) -> tuple[int, int]:
+        """How many messages its journal keeps that its inbox has released, and how many dead letters beside them."""
+        entries = [e for place in self._places if place.agent == agent for e in self._views[place].entries.values()]
+        parked = sum(_parked(entry) for entry in entries)
+        return sum(entry.state != "open" for entry in entries) - parked, parked
 
     def under_way(self, agent: str) -> list[Underway]:
         """Messages whose handler has recorded something, or is suspended."""
@@ -122,8 +124,11 @@ class OpenWork:
         for place in self._places:
             if place.agent != agent:
                 continue
-            for entry in self._views[place].entries.values():
-                parked = entry.state == "parked" and not entry.wish
+            view = self._views[place]
+            for entry in view.entries.values():
+                if entry.offset in view.cancels:
+                    continue  # its handler is only to clean up, wherever it is by then
+                parked = _parked(entry)
                 going = entry.state in _LIVE or (entry.state == "parked" and entry.wish == "redrive")
                 if entry.state == "unknown" or ((going or parked) and (entry.steps or entry.state == "waiting")):
                     way = tuple(self._ways.get((place, entry.offset), ()))
@@ -196,3 +201,8 @@ class OpenWork:
                 if (asker := asker_of(question)) is not None and asker in entries:
                     known.setdefault(asker, {}).setdefault(question, answer)
         return known
+
+
+def _parked(entry: Entry) -> bool:
+    """Whether it waits for a person to say what is to become of it."""
+    return entry.state == "parked" and not entry.wish

@@ -21,7 +21,7 @@ from llmagentos.agents.blocking import Processes
 from llmagentos.agents.context import Context
 from llmagentos.agents.history import History
 from llmagentos.agents.outputs import Outputs
-from llmagentos.agents.steps import Identity, Recorded, Steps, Suspended
+from llmagentos.agents.steps import DEADLINE, Identity, Recorded, Steps, Suspended
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ResultError
 from llmagentos.streams.journal import Wait
@@ -119,7 +119,7 @@ async def rehearse(
     )
     steps.dues = dict(past.dues)
     steps.begin()
-    if (first := steps.first) is None:
+    if (first := steps.first) is None or DEADLINE in steps.found:  # a late one is only to clean up
         return Verdict("goes-on")  # nothing is recorded that it could leave out
     if isinstance(agent.executor, Processes):
         why = "it runs in a process of its own, and has no steps there"

@@ -81,7 +81,7 @@ class AgentWork:
         left: those that were not looked at.
         parked: dead letters whose handler has recorded something; of those, `parked_breaks` would not go on if they
             were redriven.
-        gone: the new code does not have the agent: then `open` is all that is in its journal.
+        gone: the new code does not have the agent: then `open` is what its journal keeps and its inbox does not.
         inbox: of one that is gone, messages in its inbox that are not finished.
         example: of those that would not go on, or else of those that could not be seen.
     """
@@ -102,7 +102,7 @@ class AgentWork:
     @property
     def stopped(self) -> int:
         """How many messages would not go on."""
-        return max(self.open, self.inbox) if self.gone else self.breaks + self.fails
+        return self.open + self.inbox if self.gone else self.breaks + self.fails
 
 
 @dataclass(slots=True)
@@ -328,7 +328,7 @@ def opened(settings: Settings, codec: Codec, deployment: str, loaded: LoadedModu
 def anything(work: OpenWork, gone: Iterable[str]) -> bool:
     """Whether there is anything to be looked at before other code is deployed."""
     gone = list(gone)
-    if any(work.entries(agent) for agent in gone) or (gone and any(work.backlog(gone).values())):
+    if any(any(work.kept(agent)) for agent in gone) or (gone and any(work.backlog(gone).values())):
         return True
     return any(work.under_way(agent) for agent in work.agents if agent not in gone)
 
@@ -392,8 +392,9 @@ class _Child:
         inboxes = self._work.backlog(self._gone) if self._gone else {}
         for agent in self._work.agents:
             if agent in self._gone:
-                inbox = inboxes[agent]
-                plan.append({"agent": agent, "open": self._work.entries(agent), "gone": True, "inbox": inbox})
+                kept, parked = self._work.kept(agent)
+                about = {"agent": agent, "open": kept, "parked": parked, "inbox": inboxes[agent]}
+                plan.append(about | {"gone": True, "parked_breaks": parked})
                 continue
             under = self._work.under_way(agent)
             live = [each for each in under if not each.parked]

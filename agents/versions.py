@@ -73,13 +73,12 @@ def checked(
     rehearsal = _rehearsed(name, target, cwd, environment, how)
     how.told(rehearsal)
     if rehearsal.stopped and how.choice == "refuse":
-        count, of = rehearsal.stopped, sum(max(work.open, work.inbox) for work in rehearsal.agents)
+        count, of = rehearsal.stopped, sum(work.open + work.inbox for work in rehearsal.agents)
         raise DeploymentError(
             f"{count:,} of {of:,} messages under way would not go on with the code as it is now",
             kept=f"nothing was deployed: {name} is as it was",
-            fix="mark the change with ctx.version(name) (docs/howto/versions.md), or choose: --drain has the version"
-            " before finish them first, --hold deploys and keeps them, parked, until the code is mended, --force"
-            " deploys without a look",
+            fix=f"{_mended(rehearsal)}; or choose: --drain has the version before finish them first, --hold deploys,"
+            " and they wait for mended code, --force deploys without a look",
         )
     if rehearsal.stopped and how.choice == "drain":
         _drain(Deployments(settings.home), name, how, rehearsal, standing, target, cwd, environment)
@@ -144,6 +143,16 @@ def _drain(
         how.progress(f"draining {name}: {where} to be finished, new messages wait, {left:.0f} s left")
         time.sleep(min(LOOK_S, left))
         rehearsal = _rehearsed(name, target, cwd, environment, silent)
+
+
+def _mended(rehearsal: Rehearsal) -> str:
+    """What would make the code fit what is under way."""
+    ways = (
+        (any(work.breaks for work in rehearsal.agents), "mark the change with ctx.version(name)"),
+        (any(work.fails for work in rehearsal.agents), "mend what raises"),
+        (any(work.gone for work in rehearsal.agents), "leave agents in the code until their work is done"),
+    )
+    return ", ".join(how for needed, how in ways if needed)
 
 
 def _serving(deployments: Deployments, name: str) -> list[WorkerRecord]:

@@ -128,7 +128,8 @@ def _lines(work: AgentWork) -> list[str]:
     if work.gone:
         return [
             f"{agent} is not in the new code, and has {work.inbox:,} messages in its inbox and {work.open:,} open in"
-            " its journal: they wait in their topics until it is deployed again"
+            f" its journal{f', and {work.parked:,} dead letters' * bool(work.parked)}: they wait in their topics until"
+            " it is deployed again"
         ]
     lines: list[str] = []
     if work.example is not None:

@@ -238,7 +238,7 @@ def test_who_holds_a_child_up_is_found_one_by_one() -> None:
 
 
 def test_what_is_gone_counts() -> None:
-    assert Rehearsal([AgentWork("a", open=1, inbox=3, gone=True), AgentWork("b", breaks=1, fails=1)]).stopped == 5
+    assert Rehearsal([AgentWork("a", open=1, inbox=3, gone=True), AgentWork("b", breaks=1, fails=1)]).stopped == 6
 
 
 def test_a_drain_needs_a_worker_that_finishes(tmp_path: Path) -> None:
