@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from journal_fold import Said, believed, fold, record, step, wait
+from journal_fold import Said, believed, cancelled, fold, record, step, wait
 
 from llmagentos.streams.dedup import Dedup
 from llmagentos.streams.gate import CommitGate, decode_finished, decode_note
@@ -175,6 +175,8 @@ class Owner:
             self.send_completion(entry)
         elif entry.wish == "discard" or (not entry.wish and self.dedup.twin(identity, entry.offset)):
             self.post("drop", entry.offset)
+        elif entry.offset in self.view.cancels:
+            self.cancelled(entry.offset)
         elif identity in self.world.inbox.poison and not entry.wish:
             self.world.runs(self, entry.offset)
             self.post("park", entry.offset)
@@ -188,8 +190,15 @@ class Owner:
             self.world.says(self, entry.offset)
             self.view._close(entry, entry.at)  # pyright: ignore[reportPrivateUsage]
 
+    def cancelled(self, offset: int) -> None:
+        self.world.runs(self, offset)
+        self.post("done", offset, outputs=["cancelled"])
+
     def advance(self, offset: int) -> None:
         """The handler of one that waits goes on behind what is recorded."""
+        if offset in self.view.cancels:
+            self.cancelled(offset)
+            return
         self.world.runs(self, offset)
         entry = self.view.entries.get(offset)
         steps = [self.world.log[at]["step"] for _, at in (entry.steps if entry is not None else None) or ()]
@@ -226,6 +235,8 @@ class Owner:
                 self.post("drop", offset)
             else:
                 self.gate.finish(offset)
+        elif offset in self.view.cancels:
+            self.cancelled(offset)
         elif identity in world.inbox.waits:
             self.advance(offset)
         elif identity in world.inbox.poison:
@@ -296,7 +307,9 @@ class World(RuleBasedStateMachine):
             twins = [o for o in (*(o for o, s in said.items() if s.state == "done"), *ended) if self.done_at(o)]
             identity = self.inbox.ids[entry["offset"]]
             assert identity not in {self.inbox.ids[o] for o in twins}, "a second completion"
-            if identity in self.inbox.waits:
+            if entry["outputs"] == ["cancelled"]:
+                assert entry["offset"] in cancelled(self.log), "nobody cancelled it"
+            elif identity in self.inbox.waits:
                 assert entry["outputs"] == [self.decided(said[entry["offset"]])], "a decision that is not the first"
         self.log.append(entry)
 
@@ -431,6 +444,13 @@ class World(RuleBasedStateMachine):
         kind, conversation = "approve" if approve else "reject", self.inbox.conversations[offset]
         self.log.append(record(kind, -1, offset, conversation_id=conversation, step=step("ok", kind)))
 
+    @precondition(lambda self: self.inbox.ids)
+    @rule(which=st.integers(0, 1_000))
+    def cancel(self, which: int) -> None:
+        """A person cancels, be it early, late or once more."""
+        offset = list(self.inbox.ids)[which % len(self.inbox.ids)]
+        self.log.append(record("cancel", -1, offset, conversation_id=self.inbox.conversations[offset]))
+
     @rule()
     def commits(self) -> None:
         if not self.owner.over:
@@ -486,6 +506,11 @@ class World(RuleBasedStateMachine):
         # What nobody will wait for any more is of no use to it.
         both = [{o: replace(each, early=()) for o, each in of.items()} for of in (believed(heir), said)]
         assert both[0] == both[1], "an heir believes something else"
+        wanted = {
+            o: place for o, place in cancelled(self.log).items() if o in said or (o >= offset and o not in listed)
+        }
+        known = {o: place for o, (place, _) in heir.cancels.items() if o in wanted}
+        assert known == wanted, "an heir does not know what is to be cancelled"
         forgotten = {o for o in ended if o >= offset and o not in listed} - heir.ended.keys()
         assert not forgotten, f"an heir forgets that {forgotten} ended"
 
@@ -623,6 +648,14 @@ class ForgetfulView(View):
         super().cover(1 << 60)
 
 
+class CarelessView(View):
+    """Where a cancellation is needs not stay."""
+
+    def low(self) -> int:
+        places = {at for at, _ in self.cancels.values()}
+        return min((place for place in self._needed if place not in places), default=self.position)
+
+
 #: Steps of the world, by the names of its rules.
 Steps = Sequence[tuple[Any, ...]]
 PARKED: Steps = [("produce", "poison", 0, 0), ("deliver", 0, 1), ("work", 0, 0, 1), ("land", 0, True)]
@@ -669,6 +702,10 @@ SEEDS: dict[str, tuple[dict[str, Any], Steps]] = {
     ),
     "a step's copy is one more": (
         {"view_type": DoublingView}, [*SUSPENDED, ("copy", 0, 1), ("land", 0, True), ("commits",)],
+    ),
+    "the note passes a cancellation": (
+        {"view_type": CarelessView},
+        [*COMPLETING, ("produce", "many", 1, 0), ("deliver", 0, 1), ("cancel", 1), ("land", 0, True), ("commits",)],
     ),
     "the note doesn't tell the claim": ({"tells_claim": False}, [*ZOMBIE, ("commits",)]),
 }  # fmt: skip

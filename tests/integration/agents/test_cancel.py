@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import orjson
 import pytest
 
-from llmagentos.agents import Context, Message, agent
+from llmagentos.agents import Client, Context, Message, agent
 from llmagentos.agents.steps import Steps
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.errors import AnswerError
@@ -146,6 +148,40 @@ async def test_a_thread_is_interrupted_at_its_call(agents: Agents) -> None:
     assert calls == ["charge", "refund"]
 
 
+async def test_a_process_is_ended_and_what_had_not_begun_is_not_run(agents: Agents, tmp_path: Path) -> None:
+    """The second is cancelled while it waits behind the first, the third while no worker runs."""
+    source = tmp_path / f"till_{agents.settings.prefix.rstrip('.')}.py"
+    source.write_text(
+        dedent(
+            f"""
+            import time
+            from llmagentos.agents import agent
+
+            @agent("till", blocking="process", max_in_flight=1)
+            def till(message, ctx):
+                with open({str(tmp_path / "calls")!r}, "a") as file:
+                    file.write(message.text + "\\n")
+                time.sleep(3600 if message.text == "first" else 0)
+            """
+        )
+    )
+    calls = tmp_path / "calls"
+    calls.touch()
+    async with agents.run(source) as run:
+        first = await run.send("till", "first", conversation="c")
+        second = await run.send("till", "second", conversation="c")
+        await until(calls.read_text)
+        await cancel(agents, "till", second)
+        await cancel(agents, "till", first)
+        assert await error_of(run, count=2) == [TOLD, TOLD]
+    async with Client(agents.settings) as client:
+        third = await client.tell("till", "third", conversation="c")
+    await cancel(agents, "till", third)
+    async with agents.run(source) as run:
+        assert await error_of(run, count=3) == [TOLD] * 3
+    assert calls.read_text().split() == ["first"]
+
+
 async def test_through_two_agents_the_question_raises_in_the_asker(agents: Agents) -> None:
     calls: list[str] = []
     questions: list[Message] = []
@@ -237,7 +273,7 @@ async def test_a_next_owner_goes_on_with_a_cleanup_that_was_cut_short(agents: Ag
 async def test_a_cleanup_that_forgets_what_it_did_is_seen(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded bug: a cleanup's steps are counted with the handler's, which a rerun comes to first."""
 
-    def clean_up(self: Steps) -> None:
+    def clean_up(self: Any) -> None:
         real(self)
         self._cleaning = False
 
