@@ -105,6 +105,12 @@ class Cancelling:
             self._watching = True
             self._spawn(self._watch())
 
+    def stop(self) -> None:
+        """Give nobody up any more: the worker ends."""
+        for _, work in self._lanes.items():
+            if work.ending is not None:
+                work.ending.over()
+
     def noticed(self, assignment: Assignment, offset: int) -> None:
         """The journal says that the message at *offset* is to be cancelled."""
         found = self._lanes.find(lambda work: work.assignment is assignment and work.offset == offset)

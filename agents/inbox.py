@@ -251,6 +251,7 @@ class Inbox:
         for assignment in list(self.owned.values()):
             self._close(assignment)
         self.pausing.stop()
+        self._cancelling.stop()
         await self.lanes.stop()
 
     async def _drain(self, gone: set[Assignment], timeout_s: float) -> None:

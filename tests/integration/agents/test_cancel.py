@@ -6,7 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -297,7 +297,18 @@ async def test_a_handler_that_runs_into_its_deadline_cleans_up(agents: Agents) -
             assert ctx.deadline is None  # a cleanup has all the time
             await ctx.step("refund", lambda: calls.append(f"refund {message.text}"))
 
-    async with agents.run(till, suspend_after_s=0.1) as run:
+    @agent("clerk")
+    async def clerk(message: Message, ctx: Context) -> int | None:
+        if message.text == "deadline":
+            return message.deadline
+        await ctx.tell("clerk", "deadline", conversation="f")
+        return cast(int, await ctx.ask("clerk", "deadline", timeout=7200, conversation="g"))
+
+    async with agents.run(till, clerk, suspend_after_s=0.1) as run:
+        sent = await run.send("clerk", "x", conversation="h", deadline=3600)
+        await run.settled()
+        told = [message.content for message in await run.outputs() if message.type == "result"]
+        assert told == [sent.deadline] * 3  # what is asked or told in turn has no later one
         await run.send("till", "waits", conversation="c", deadline=3600)
         await Books(agents.settings, "till").until_waiting("approval")
         await run.send("till", "runs", conversation="d", deadline=3600)
