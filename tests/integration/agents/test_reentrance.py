@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from llmagentos.agents import Agent, Context, Message, agent
+from llmagentos.agents.outputs import Output
 from llmagentos.agents.reentrance import Reentrance
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.errors import AnswerError
+from llmagentos.streams.registry import open_registry
+from llmagentos.streams.wire import Codec
 
 from .journals import Books
 from .reading import read_topic
@@ -107,6 +110,34 @@ async def test_both_meet_again_in_another_worker(agents: Agents, suspended: bool
     assert order == [did for did in IN_ORDER if not (suspended and did == "sell begins")]
 
 
+async def test_what_was_completed_inside_and_not_sent_is_sent_by_the_next_owner(agents: Agents) -> None:
+    """It stands behind the message that it ran inside, which waits for it."""
+    shop = Shop()
+    shop.ask_back.clear()
+    books = Books(agents.settings, "till")
+    async with agents.run(shop.poet):
+        async with agents.run(shop.till, suspend_after_s=0.1) as first:
+            await first.send("till", "sell", conversation="c")
+            await books.until("suspend", conversation="c")
+        shop.ask_back.set()
+        _, question = await read_topic(agents.settings, "agent.till", 2)
+        answer = Message.create("42", to="poet", conversation="c", sender="till", type="result")
+        answer.record["caused_by"] = question.message_id
+        codec = await asyncio.to_thread(lambda: Codec(open_registry(agents.settings)))
+        topic, partition = question.reply_to
+        output = Output(agents.settings.topic("answers.poet"), codec.encode(answer), b"q", partition)
+        assert topic == output.topic
+        (*_, claim) = [line for line in await books.lines("claim") if line.partition == question.partition]
+        await books.append(
+            question.partition, kind="done", claim=claim.at, offset=question.offset, conversation_id="c",
+            message_id=question.message_id, outputs=[output.record()],
+        )  # fmt: skip
+        async with agents.run(shop.till, suspend_after_s=60.0):
+            (reply,) = await read_topic(agents.settings, "replies", 1)
+    assert reply.text == "sell: poem on 42"
+    assert not [did for did in shop.did if did.startswith("price")]
+
+
 async def test_circles_within_circles_come_to_their_end(agents: Agents) -> None:
     shop = Shop()
     async with agents.run(shop.till, shop.poet) as run:
@@ -122,7 +153,7 @@ async def test_circles_within_circles_come_to_their_end(agents: Agents) -> None:
 async def test_an_endless_circle_ends_at_the_deadline_and_says_who_asked_whom(agents: Agents) -> None:
     @agent("ping", retries=0)
     async def ping(message: Message, ctx: Context) -> Any:
-        return await ctx.ask("pong", "x", timeout=4 if not ctx.reentrant else None)
+        return await ctx.ask("pong", "x", timeout=None if ctx.reentrant else 600)
 
     @agent("pong", retries=0)
     async def pong(message: Message, ctx: Context) -> Any:
@@ -130,8 +161,11 @@ async def test_an_endless_circle_ends_at_the_deadline_and_says_who_asked_whom(ag
         return await ctx.ask("ping", "x")
 
     async with agents.run(ping, pong) as run:
-        with pytest.raises(AnswerError):
-            await run.ask("ping", "x", conversation="c")
+        asked = asyncio.create_task(run.ask("ping", "x", conversation="c"))
+        await read_topic(agents.settings, "agent.ping", 4)
+        await run.clock.move(601)
+        with pytest.raises(AnswerError, match="the chain is ping -> pong"):
+            await asked
         errors = [letter.error for letter in await run.dead_letters()]
     assert any("the chain is ping -> pong -> ping -> pong" in error for error in errors)
 
