@@ -113,12 +113,13 @@ class Attempts:
                 pausing.abandoned(turn)
                 return Failed(asyncio.CancelledError(), attempt, ctx)
             limit: asyncio.Timeout | None = None
-            work.ctx = ctx
+            work.ctx, work.limit = ctx, None
             try:
                 if agent.timeout_s is None:
                     result = await agent.handler(message, ctx)
                 else:
                     async with clock.timeout(agent.timeout_s) as limit:
+                        work.limit = limit
                         result = await agent.handler(message, ctx)
                 work.ctx = None
                 # It swallowed the cancellation, or its suspension: its next owner, or next run, handles the message.

@@ -109,7 +109,9 @@ class Inbox:
         self._spawned: set[asyncio.Task[None]] = set()
         # By assignments, which are partitions: one with thousands of conversations holds no other up.
         order: Turns[Work] = Turns(attrgetter("assignment"))
-        self.lanes: Lanes[Work] = Lanes(self._handle, limit=agent.max_in_flight, broken=broken, order=order)
+        self.lanes: Lanes[Work] = Lanes(
+            self._handle, limit=agent.max_in_flight, broken=broken, order=order, ends=self._ends
+        )
         self.still = Still()
         self._reentrance = Reentrance(agent.name, self.lanes)
         self.pausing = Pausing(
@@ -390,6 +392,10 @@ class Inbox:
             await self._reentrance.emptied(work)
         finally:
             self._wait(work, False)
+
+    def _ends(self, work: Work) -> None:
+        """Its handler is about to be cancelled, as its message is left to the next owner, or is over."""
+        work.left = True
 
     def _left(self, work: Work) -> bool:
         """Whether its message is left to the next owner."""

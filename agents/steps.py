@@ -83,6 +83,7 @@ class Steps:
         suspend: told that it has waited for long, and may be suspended.
         suspend_after_s: what is long; None: it never is.
         keep: writes the answers in hand to the journal.
+        over: whether the run is over, though its handler may not know that yet.
 
     Attributes:
         found: what is recorded, by identity.
@@ -108,6 +109,7 @@ class Steps:
         suspend: Callable[[], None],
         suspend_after_s: float | None,
         keep: Callable[[], Awaitable[None]] | None = None,
+        over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._agent = agent
         self._message = message
@@ -120,6 +122,7 @@ class Steps:
         self._suspend = suspend
         self._suspend_after_s = suspend_after_s
         self._keep = keep
+        self._over = over
         self._keeping = False
         self.found: dict[Identity, Recorded] = {}
         self.answers: dict[str, Message] = {}
@@ -217,12 +220,15 @@ class Steps:
         self._arm()
 
     async def fresh(self, identity: Identity) -> None:
-        """The run comes by what is not recorded; raises CancelledError where that is not to begin any more."""
+        """The run comes by what is not recorded; raises CancelledError where that is not to begin any more.
+
+        So a handler that is ended by its time limit, or as its worker ends, does not clean up: it runs again.
+        """
         while self._held:  # noqa: ASYNC110 - a plain value, and not for long
             await asyncio.sleep(LOOK_S)
         if self.interrupt is not None:
             self.interrupt()
-        if self._cleaning and identity[1] < CLEANUP:
+        if self._over() or (self._cleaning and identity[1] < CLEANUP):
             await asyncio.sleep(LOOK_S)  # in the handler's own task the cancellation comes here
             raise asyncio.CancelledError
 

@@ -82,6 +82,7 @@ class Suspending:
                 suspend=lambda: self._spawn(self._suspend(work, message)),
                 suspend_after_s=self._settings.suspend_after_s if work.cause < 0 else None,
                 keep=partial(self._keep, work, message),
+                over=lambda: work.over,
             )
             work.steps.load(work.recorded)
             if work.entry is not None:

@@ -67,6 +67,8 @@ class Work:
         missing: where in the journal others of them were.
         ctx: of the run of its handler that goes on now.
         ending: why it is to end before its handler does.
+        limit: of the time that its handler may take.
+        left: it is its next owner's, or was ended without its handler.
     """
 
     record: confluent_kafka.Message
@@ -85,6 +87,8 @@ class Work:
     missing: Sequence[int] = ()
     ctx: Context | None = None
     ending: Ending | None = None
+    limit: asyncio.Timeout | None = None
+    left: bool = False
 
     @property
     def offset(self) -> int:
@@ -95,6 +99,11 @@ class Work:
         """Who asked because of whom, so that it came."""
         headers: Any = self.record.headers()
         return chain_in(headers)
+
+    @property
+    def over(self) -> bool:
+        """Whether this run of its handler is over, so that nothing new begins in it."""
+        return self.left or (self.limit is not None and self.limit.expired())
 
     @property
     def conversation_id(self) -> str:

@@ -135,6 +135,7 @@ class Lanes(Generic[T]):
         limit: how many items run at once; None: as many as there are lanes.
         broken: told of an exception that escaped from *run*, which is a defect of ours.
         order: of the ready lanes; None: first come, first served.
+        ends: told of an item whose slot is about to be cancelled.
     """
 
     def __init__(
@@ -144,8 +145,10 @@ class Lanes(Generic[T]):
         limit: int | None = None,
         broken: Callable[[BaseException], None],
         order: Order[T] | None = None,
+        ends: Callable[[T], None] = lambda _: None,
     ) -> None:
         self._run = run
+        self._ends = ends
         self._limit = limit
         self._broken = broken
         self._lanes: dict[bytes, deque[T] | None] = {}  # None: one item ready or running, nothing behind it
@@ -262,12 +265,15 @@ class Lanes(Generic[T]):
         """Go on without *slot*, which can't be made to end: its item counts as done, whatever it still does."""
         if slot in self._running:
             self._ended.add(slot)
+            self._ends(self._running[slot][1])
             self._finished(slot)
             self._replace(slot, ended=False)
 
     def _end(self, slots: list[asyncio.Task[None]]) -> None:
         for slot in slots:
             self._ended.add(slot)
+            if (entry := self._running.get(slot)) is not None:
+                self._ends(entry[1])
             slot.cancel()
 
     def _wake_next(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from pathlib import Path
 from textwrap import dedent
@@ -14,11 +15,13 @@ import pytest
 from llmagentos.agents import Client, Context, Message, agent
 from llmagentos.agents.steps import Steps
 from llmagentos.agents.testing import Agents
+from llmagentos.agents.work import Work
 from llmagentos.streams.errors import AnswerError
 from llmagentos.streams.journal import step_record
 
 from .journals import Books
 
+WAIT_S = 30.0
 TOLD = {"error": "conversation c was cancelled by Ada: a mistake", "cause": "cancelled"}
 
 
@@ -40,7 +43,7 @@ async def error_of(run: Any, *, count: int = 1) -> list[Any]:
 
 
 async def until(what: Any) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_S):
         while not what():
             await asyncio.sleep(0.01)
 
@@ -268,6 +271,42 @@ async def test_a_next_owner_goes_on_with_a_cleanup_that_was_cut_short(agents: Ag
     async with agents.run(till, nobody) as run:
         assert await error_of(run) == [TOLD]
     assert calls == ["charge", "refund", "between", "between", "apologise"]
+
+
+async def test_the_end_of_a_worker_or_of_a_handlers_time_is_no_cancellation(agents: Agents) -> None:
+    calls: list[str] = []
+    tries: list[str] = []
+
+    @agent("till", timeout=60, retries=1, backoff=0.01)
+    async def till(message: Message, ctx: Context) -> str:
+        try:
+            await ctx.step("charge", lambda: calls.append("charge"))
+            tries.append("try")
+            if len(tries) < 3:
+                await asyncio.sleep(3600)
+            return "done"
+        except asyncio.CancelledError:
+            await ctx.step("refund", lambda: calls.append("refund"))
+            raise
+
+    async with agents.run(till, drain_timeout_s=0.1) as run:
+        await run.send("till", "x", conversation="c")
+        await until(lambda: tries)
+    async with agents.run(till) as run:
+        await until(lambda: len(tries) == 2)
+        await run.clock.move(61)
+        await until(lambda: len(tries) == 3)
+        await run.settled()
+        assert [message.text for message in await run.outputs() if message.type == "result"] == ["done"]
+    assert calls == ["charge"]
+
+
+async def test_a_cleanup_in_a_worker_that_ends_is_seen(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded bug: whoever interrupts a handler, what it does then is recorded."""
+    monkeypatch.setattr(Work, "over", False)
+    monkeypatch.setattr(sys.modules[__name__], "WAIT_S", 3.0)  # it comes to nothing
+    with pytest.raises((AssertionError, TimeoutError)):
+        await test_the_end_of_a_worker_or_of_a_handlers_time_is_no_cancellation(agents)
 
 
 async def test_a_cleanup_that_forgets_what_it_did_is_seen(agents: Agents, monkeypatch: pytest.MonkeyPatch) -> None:
