@@ -29,7 +29,7 @@ from llmagentos.streams.masking import masked_text, shortened
 from llmagentos.streams.message import Message
 from llmagentos.streams.settings import Settings
 
-__all__ = ["LIMIT_S", "Past", "Verdict", "rehearse"]
+__all__ = ["LIMIT_S", "WHY_WIDTH", "Past", "Verdict", "rehearse"]
 
 #: A handler that does not come to anything new within this computes for long, or never ends. At what is recorded it
 #: stops for no time, so only its own code between steps counts.
@@ -203,21 +203,21 @@ class _Steps(Steps):
         return next((identity for identity in self.found if identity in self._known), None)
 
     async def new(self, identity: Identity) -> None:
-        await self._over(identity)
+        await self._come(identity)
 
     async def wait(self, wait: Wait, future: asyncio.Future[Any]) -> Any:
-        return future.result() if future.done() else await self._over((wait.name, wait.number))
+        return future.result() if future.done() else await self._come((wait.name, wait.number))
 
     async def mark(self, name: str) -> bool:
         identity: Identity = (f"ctx.version {name}", 0)
         if identity in self.found or self._known:
             return await super().mark(name)
-        return await self._over(identity)
+        return await self._come(identity)
 
     async def record(self, identity: Identity, *args: Any, **options: Any) -> Recorded:
-        return await self._over(identity)
+        return await self._come(identity)
 
-    async def _over(self, identity: Identity) -> NoReturn:
+    async def _come(self, identity: Identity) -> NoReturn:
         """The run has come to *identity*, of which nothing is recorded, or not how it ended."""
         left, until = len(self._known), time.monotonic() + PATIENCE_S
         while self._known and time.monotonic() < until and not self.met.done():

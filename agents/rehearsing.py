@@ -30,6 +30,7 @@ import orjson
 from llmagentos.agents.checking import CHECK_S
 from llmagentos.streams import errors
 from llmagentos.streams.errors import DeploymentError, LLMAgentOSError
+from llmagentos.streams.masking import masked_text, shortened
 from llmagentos.streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -411,7 +412,7 @@ class _Child:
         return todo
 
     async def _one(self, each: Underway, loaded: Loaded) -> None:
-        from llmagentos.agents.rehearsal import Verdict
+        from llmagentos.agents.rehearsal import WHY_WIDTH, Verdict
 
         about = {
             "id": each.id,
@@ -429,10 +430,10 @@ class _Child:
         self.say(
             **about,
             verdict=verdict.kind,
-            recorded=verdict.recorded,
-            instead=verdict.instead,
+            recorded=masked_text(verdict.recorded),
+            instead=masked_text(verdict.instead),
             where=verdict.where,
-            why=verdict.why,
+            why=shortened(masked_text(verdict.why), WHY_WIDTH),
         )
 
     async def _verdict(self, agent: Agent, each: Underway, loaded: Loaded) -> Verdict:

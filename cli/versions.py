@@ -137,7 +137,7 @@ def _lines(work: AgentWork) -> list[str]:
     for why, count in sorted(work.unknown.items(), key=lambda item: -item[1])[:_REASONS]:
         lines.append(f"{agent}: {count:,} could not be rehearsed: {why}")
     if work.left:
-        lines.append(f"{agent}: {work.left:,} were not looked at: of each way that they had come, others were")
+        lines.append(f"{agent}: {work.left:,} more were not looked at")
     if work.parked:
         lines.append(
             f"{agent}: of {work.parked:,} dead letters with recorded steps, {work.parked_breaks:,} would not go on if"

@@ -136,7 +136,7 @@ async def test_refused_then_held_then_redriven(shop: Shop) -> None:
     run = asyncio.to_thread
     await run(shop.deploy)
     async with Client(shop.house.settings) as client:
-        asked = {c: asyncio.create_task(client.ask(shop.agent, c, conversation=c, timeout=170)) for c in ("a", "b")}
+        asked = {c: asyncio.create_task(client.ask(shop.agent, c, conversation=c, timeout=600)) for c in ("a", "b")}
         await shop.waiting(2)
         path = shop.write(TILL, '"price", note', '"cost", note')
         generation = shop.house.deployments.get(shop.house.name).generation
@@ -178,7 +178,7 @@ async def test_drained_first_while_new_messages_wait(shop: Shop) -> None:
     await run(shop.deploy)
     async with Client(shop.house.settings) as client:
         asked = {
-            c: asyncio.create_task(client.ask(who, c, conversation=c, timeout=170))
+            c: asyncio.create_task(client.ask(who, c, conversation=c, timeout=600))
             for c, who in (("a", shop.agent), ("g", gone))
         }
         await shop.waiting(2)
@@ -193,7 +193,7 @@ async def test_drained_first_while_new_messages_wait(shop: Shop) -> None:
         await shop.until_standing(False)
         draining = asyncio.create_task(run(shop.deploy, "--drain", "--drain-timeout", "150"))
         await shop.until_standing(True)
-        asked["n"] = asyncio.create_task(client.ask(shop.agent, "n", conversation="n", timeout=170))
+        asked["n"] = asyncio.create_task(client.ask(shop.agent, "n", conversation="n", timeout=600))
         for conversation in ("a", "g"):
             assert not draining.done()
             await run(shop.house.run, "approve", conversation, "--as", "eve")
