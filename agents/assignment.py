@@ -143,8 +143,8 @@ class Assignment:
         at = self._note.answers
         if at < 0:
             at, end = await asyncio.to_thread(self._journal.spans.ends, topic, partition)
-            if at == end:
-                return
+            if at == end and not any(entry.waits for entry in self.entries.values()):
+                return  # who is suspended asked, though no commit has said so since
         self._began_at = at
         self._recovered_at = (await asyncio.to_thread(self._journal.spans.ends, self.tp.topic, partition))[1]
         await self._answers.follow(topic, partition, at)
