@@ -121,8 +121,9 @@ GUARANTEES = (
          OWNERSHIP + "test_outputs_that_are_recorded_are_sent_and_the_handler_is_not_run",
          PARKING + "test_a_message_that_comes_twice_is_handled_once_and_so_after_a_restart",
          HANDLING + "test_ids_of_outputs_follow_from_the_message", "tests/unit/test_dedup.py",
-         SEEDED + "test_dedup_is_off", SPEC),
-        ("doubled", "wrong or invented"),
+         SEEDED + "test_dedup_is_off", SEEDED + "test_recorded_results_are_not_given_to_a_rerun",
+         SEEDED + "test_a_step_is_not_waited_for", SEEDED + "test_the_key_of_a_step_changes_with_the_attempt", SPEC),
+        ("doubled", "wrong or invented", "recorded steps", "steps executed"),
     ),
     Guarantee(
         5,
@@ -153,7 +154,8 @@ GUARANTEES = (
         (STEPS + "test_a_handler_that_waits_long_is_suspended_and_goes_on",
          STEPS + "test_a_handler_waits_for_several_things_over_a_restart_of_all_workers",
          STEPS + "test_a_deadline_that_passes_while_suspended_is_the_answer_of_every_run",
-         HANDLING + "test_agents_that_ask_each_other_do_not_stand_in_each_others_way", SPEC),
+         HANDLING + "test_agents_that_ask_each_other_do_not_stand_in_each_others_way", SCENARIOS, SPEC),
+        ("suspended",),
     ),
     Guarantee(
         7,

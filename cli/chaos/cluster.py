@@ -27,6 +27,7 @@ from types import TracebackType
 import psutil
 
 from llmagentos.agents import deploying
+from llmagentos.agents.deploying import ensure_supervisor
 from llmagentos.agents.deployment import Deployments, Process
 from llmagentos.agents.worker import read_status
 from llmagentos.cli.chaos.doctor import lacking
@@ -117,6 +118,7 @@ class Cluster:
         self._interrupted = threading.Event()
         self._turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self.name = ""
+        self._deployed: tuple[Path, Mapping[str, str] | None] = Path(), None
         self.home = home_of(os.getpid())
         self.namespace: Namespace | None = None
         self.disk: Path | None = None
@@ -234,6 +236,7 @@ class Cluster:
         Raises:
             DeploymentError: it does not start.
         """
+        self._deployed = module, environment
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("LLMAGENTOS_")}
         named = {f"LLMAGENTOS_{name.upper()}": str(value) for name, value in self._named.items()}
         named["LLMAGENTOS_SETTINGS"] = str(self.home / "settings.toml")
@@ -246,6 +249,17 @@ class Cluster:
             command=self._command,
         )
         self.name = wanted.name
+
+    @property
+    def module(self) -> Path:
+        """What is deployed."""
+        return self._deployed[0]
+
+    def deploy_again(self) -> None:
+        """Deploy the module as it is now, in the place of what runs; returns when all workers are new."""
+        self._rest()
+        module, environment = self._deployed
+        self.deploy(module, self.wanted, environment)
 
     def renew(self, prefix: str) -> None:
         """End the deployment, if there is one; the next one has topics of its own, behind *prefix*."""
@@ -331,6 +345,24 @@ class Cluster:
             path.write_text(words, encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
+
+    def stop_all(self) -> list[int]:
+        """Kill supervisor, workers, brokers and Redis, all at once; the pids that died."""
+        processes = [worker.process for worker in self.workers()]
+        if (supervisor := self.supervisor()) is not None:
+            processes.insert(0, supervisor)  # first, else it starts workers again
+        parts = (*map(self.node.broker, range(1, BROKERS + 1)), self.node.valkey())
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+        died = [pid for part in parts if (pid := part.daemon.kill()) is not None]
+        self.until(lambda: not any(process.alive() for process in processes), "the end of all by SIGKILL")
+        return [process.pid for process in processes] + died
+
+    def start_all(self) -> None:
+        """Start what :meth:`stop_all` ended; returns when all workers serve."""
+        self.node.up(BROKERS)
+        ensure_supervisor(self.home)
+        self.until(self.whole, "all workers serve after everything was stopped")
 
     # -- its small disk
 

@@ -46,7 +46,6 @@ def run(
         llmagentos chaos run combined --minutes 1 --output json
     """
     from llmagentos.cli.chaos.report import as_json, print_outcome, print_summary
-    from llmagentos.cli.chaos.run import CHAIN
     from llmagentos.cli.chaos.scenarios import SCENARIOS, lasting, named
     from llmagentos.cli.chaos.showing import shown
 
@@ -58,7 +57,7 @@ def run(
         chosen = [lasting(scenario, minutes * 60) for scenario in chosen]
     outcomes = []
     for scenario in chosen:
-        outcomes.append(shown(scenario, seed, chain=agents or CHAIN, keep=keep))
+        outcomes.append(shown(scenario, seed, chain=agents, keep=keep))
         if output is Output.pretty:
             print_outcome(outcomes[-1])
     if output is Output.json:

@@ -26,7 +26,7 @@ from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
 
-__all__ = ["Arrival", "Attempt", "Commit", "Entry", "Evidence", "Letter", "collect", "parse_commit"]
+__all__ = ["Arrival", "Attempt", "Commit", "Entry", "Evidence", "Execution", "Letter", "collect", "parse_commit"]
 
 #: Without a record for this long, an end that should be there is missing.
 READ_TIMEOUT_S = 30.0
@@ -63,7 +63,8 @@ class Letter(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A record of an agent's journal: about *offset* of its inbox partition; `claim` is its writer's."""
+    """A record of an agent's journal: about *offset* of its inbox partition; `claim` is its writer's. Of a step also
+    its name, its number among those of that name, and its outcome."""
 
     agent: str
     partition: int
@@ -72,6 +73,7 @@ class Entry(NamedTuple):
     claim: int
     offset: int
     at: int
+    step: tuple[str, int, str] | None = None
 
 
 class Commit(NamedTuple):
@@ -98,6 +100,23 @@ class Attempt(NamedTuple):
     at: int
 
 
+class Execution(NamedTuple):
+    """A line of the ledger by a step's function; `place` is its message's: agent, partition, offset. `began` is by the
+    worker's clock, `at` by the ledger's. `lost`: its worker never had the answer."""
+
+    key: str
+    place: tuple[str, int, int]
+    step: str
+    conversation: str
+    turn: int
+    root: str
+    value: int
+    worker: int
+    began: int
+    at: int
+    lost: bool = False
+
+
 @dataclass(slots=True)
 class Evidence:
     """All of it.
@@ -105,6 +124,7 @@ class Evidence:
     Attributes:
         arrivals: by agent, each partition in its order.
         commits: in the order in which they were made.
+        attempts, executions: what the ledger has, of messages and of steps.
         ends: the end of each inbox partition, by (agent, partition).
         memory: resident bytes of each worker's process, by pid, as (time in s, bytes).
     """
@@ -114,6 +134,7 @@ class Evidence:
     journal: list[Entry] = field(default_factory=list[Entry])
     commits: list[Commit] = field(default_factory=list[Commit])
     attempts: list[Attempt] = field(default_factory=list[Attempt])
+    executions: list[Execution] = field(default_factory=list[Execution])
     memory: dict[int, list[tuple[float, int]]] = field(default_factory=dict[int, list[tuple[float, int]]])
 
 
@@ -147,7 +168,11 @@ def collect(
             if commit is not None and commit[0] == group:
                 evidence.commits.append(commit[1])
     say("reading the ledger")
-    evidence.attempts = [_attempt(line) for line in read_ledger(ledger)]
+    for line in read_ledger(ledger):
+        if "step" in line:
+            evidence.executions.append(_execution(line))
+        else:
+            evidence.attempts.append(_attempt(line))
     return evidence
 
 
@@ -223,7 +248,8 @@ def _letter(codec: Codec, agent: str, record: confluent_kafka.Message) -> Letter
 def _entry(codec: Codec, agent: str, record: confluent_kafka.Message) -> Entry:
     partition, position, at = _place(record)
     entry = codec.decode(_bytes(record.value()) or b"")
-    return Entry(agent, partition, position, entry["kind"], entry["claim"], entry["offset"], at)
+    step = entry["step"] and (entry["step"]["name"], entry["step"]["number"], entry["step"]["outcome"])
+    return Entry(agent, partition, position, entry["kind"], entry["claim"], entry["offset"], at, step)
 
 
 def _attempt(line: dict[str, Any]) -> Attempt:
@@ -237,6 +263,22 @@ def _attempt(line: dict[str, Any]) -> Attempt:
         line["worker"],
         (line["partition"], line["offset"]),
         int(line["at"] * 1000),
+    )
+
+
+def _execution(line: dict[str, Any]) -> Execution:
+    return Execution(
+        line["key"],
+        (line["agent"], line["partition"], line["offset"]),
+        line["step"],
+        line["conversation"],
+        line["sequence"],
+        line["root"],
+        line["value"],
+        line["worker"],
+        int(line["began"] * 1000),
+        int(line["at"] * 1000),
+        line.get("lost", False),
     )
 
 

@@ -12,6 +12,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,16 +21,20 @@ from typing import Literal, TypeVar
 
 import psutil
 import redis
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from llmagentos.agents.deploying import ensure_supervisor
 from llmagentos.agents.worker import read_status
 from llmagentos.cli.chaos.clock import off_by
 from llmagentos.cli.chaos.cluster import BROKERS, SMALL_DISK, Cluster, Interrupted, Running
 from llmagentos.cli.chaos.doctor import lacking
+from llmagentos.cli.chaos.people import pendings, unfinished
 from llmagentos.streams.admin import Admin
+from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError, NodeError
 from llmagentos.streams.gate import decode_finished
+from llmagentos.streams.producer import librdkafka_log
 
 __all__ = ["FAULTS", "Fault", "Fired"]
 
@@ -47,6 +52,9 @@ _CLOCK_OFF_S = 60
 
 #: Of a broker that is not the one that stays down long: its session (3 s) ends, and others lead its partitions.
 _BRIEF_S = 6.0
+
+#: Ten thousand handlers are suspended at some hundred a second.
+_SUSPENDED_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +261,22 @@ def _scale(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fir
             cluster.scale(before)
 
 
+@_fault("deploy", "workers", 60, 6)
+def _deploy(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
+    """Changed code is deployed, twice: agents with one more step each time, behind a mark."""
+    for _ in range(2):
+        cluster.pause(seconds / 2)
+        text = cluster.module.read_text(encoding="utf-8")
+        code = int(text.partition("\nCODE = ")[2].partition("\n")[0])
+        cluster.module.write_text(text.replace(f"\nCODE = {code}\n", f"\nCODE = {code + 1}\n"), encoding="utf-8")
+        before = {worker.pid for worker in cluster.workers()}
+        cluster.deploy_again()
+        after = {worker.pid for worker in cluster.workers()}
+        if before & after:
+            raise NodeError(f"the deployment left old workers: pids {sorted(before & after)}")
+        yield _fired("deploy", f"workers {sorted(before)} gave way to {sorted(after)}, whose code is number {code + 1}")
+
+
 @_fault("rollout", "workers", 0, 0)
 def _rollout(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
     """All workers are replaced, one at a time."""
@@ -309,6 +333,56 @@ def _kill_brokers(cluster: Cluster, rng: random.Random, seconds: float) -> Itera
             cluster.node.start(broker)
         yield _fired("kill-brokers", f"broker {number} serves again after {time.monotonic() - began:.1f} s")
         _await_in_sync(cluster)  # two brokers down at once would be another fault: nobody could write
+
+
+@_fault("kill-leaders", "brokers", 60, 12)
+def _kill_leaders(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
+    """The broker that leads a journal partition is killed (SIGKILL) and started again, twice."""
+    journals = sorted(Admin(cluster.settings).topics(cluster.settings.topic("journal.")))
+    for _ in range(2):
+        yield from _kill_leader(cluster, rng.choice(journals), rng.randrange(cluster.settings.partitions), seconds / 2)
+
+
+def _kill_leader(cluster: Cluster, topic: str, partition: int, seconds: float) -> Iterator[Fired]:
+    cluster.until(lambda: _leader(cluster, topic, partition) >= 0, f"a leader of {topic}[{partition}]")
+    number = _leader(cluster, topic, partition)
+    broker = cluster.node.broker(number)
+    pid = broker.daemon.kill()
+    try:
+        yield _fired("kill-leaders", f"broker {number} (pid {pid}), which led {topic}[{partition}], died of SIGKILL")
+        cluster.until(lambda: _leader(cluster, topic, partition) not in (number, -1), f"another leader of {topic}")
+        cluster.pause(seconds)
+    finally:
+        cluster.node.start(broker)
+    yield _fired("kill-leaders", f"broker {number} serves again; {topic}[{partition}] had another leader meanwhile")
+    _await_in_sync(cluster)
+
+
+@_fault("full-stop", "brokers", 5, 1)
+def _full_stop(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
+    """When all that is unfinished is suspended, everything is killed, and started again: workers, brokers, Redis."""
+    with cluster.turn("workers"), cluster.turn("supervisor"), cluster.turn("redis"), pendings(cluster) as pending:
+        work = _Work(cluster)
+
+        def suspended() -> bool:
+            return cluster.whole() and not any(work.unfinished(worker) for worker in cluster.workers())
+
+        cluster.until(suspended, "everything that is unfinished is suspended", _SUSPENDED_S)
+        count = Counter(entry.state for _, entry in unfinished(pending))
+        if not count["waiting"]:
+            raise NodeError("nothing was suspended any more when everything was to be stopped")
+        began = time.monotonic()
+        try:
+            died = cluster.stop_all()
+            yield _fired(
+                "full-stop",
+                f"{count['waiting']:,} handlers were suspended when pids {died} died of SIGKILL: that is all",
+            )
+            cluster.pause(seconds)
+        finally:
+            cluster.start_all()
+        _await_in_sync(cluster)
+        yield _fired("full-stop", f"everything serves again after {time.monotonic() - began:.1f} s")
 
 
 @_fault("disk-full", "brokers", 30, 6, "root", "mount")
@@ -402,6 +476,15 @@ class _Work:
             )
             count += max(0, end - committed - above)
         return count
+
+
+def _leader(cluster: Cluster, topic: str, partition: int) -> int:
+    """The broker that leads a partition; -1: none, or nobody says so now."""
+    client = AdminClient(client_config(cluster.settings), logger=librdkafka_log)
+    try:
+        return client.list_topics(topic, timeout=_KILL_EVERY_S).topics[topic].partitions[partition].leader
+    except KafkaException:
+        return -1
 
 
 def _assigned(cluster: Cluster, index: int) -> bool:

@@ -19,7 +19,7 @@ from llmagentos.cli.chaos.evidence import Arrival, Attempt, Commit, Entry, Evide
 from llmagentos.cli.chaos.workload import AGENTS, Line
 from llmagentos.streams.gate import decode_finished
 
-__all__ = ["Check", "Verdict", "judge"]
+__all__ = ["Case", "Check", "Verdict", "earliest", "judge", "some", "valid"]
 
 #: What a worker may grow by under load: the bounds of what it keeps at most (messages in flight and sends not yet
 #: acknowledged, 64 MiB each; fetched ahead by librdkafka, 64 MiB), and 108 MiB for the objects around them: idle
@@ -80,7 +80,7 @@ def judge(
         redelivers: whether the run's faults must have made messages be handled again.
         topics: the full name of each agent's inbox.
     """
-    case = _Case(lines, evidence, set(acknowledged), topics)
+    case = Case(lines, evidence, set(acknowledged), topics)
     again = case.handled_again()
     verdict = Verdict()
     verdict.checks = [
@@ -113,7 +113,9 @@ def judge(
     return verdict
 
 
-class _Case:
+class Case:
+    """The input and the evidence of one run, and the checks that can be made of them."""
+
     def __init__(
         self, lines: Sequence[Line], evidence: Evidence, acknowledged: set[str], topics: Mapping[str, str]
     ) -> None:
@@ -127,11 +129,11 @@ class _Case:
         self.root_of = {
             (agent, arrival.id): arrival.root for agent, arrivals in evidence.arrivals.items() for arrival in arrivals
         }
-        self.finished = self._finished()
+        self.finished = self.finished_at()
 
     # -- what became of each record
 
-    def _finished(self) -> dict[tuple[str, int, int], int]:
+    def finished_at(self) -> dict[tuple[str, int, int], int]:
         """When each (agent, partition, offset) was first safe: its output or effect was there, or its dead letter,
         or its entry in the journal. Absent: never."""
         evidence = self.evidence
@@ -139,29 +141,29 @@ class _Case:
         for sender, receiver in pairwise(AGENTS):
             for arrival in evidence.arrivals.get(receiver, ()):
                 if arrival.cause is not None:
-                    _earliest(handled, (sender, arrival.cause), arrival.at)
+                    earliest(handled, (sender, arrival.cause), arrival.at)
         for attempt in evidence.attempts:
-            _earliest(handled, (AGENTS[-1], attempt.key), attempt.at)
+            earliest(handled, (AGENTS[-1], attempt.key), attempt.at)
         kept: dict[tuple[str, int, int], int] = {}
         for letter in evidence.letters:
-            _earliest(kept, (letter.agent, letter.partition, letter.offset), letter.at)
-        for entry in _valid(evidence.journal):
+            earliest(kept, (letter.agent, letter.partition, letter.offset), letter.at)
+        for entry in valid(evidence.journal):
             if entry.kind in ("park", "held", "suspend", "done", "drop"):
-                _earliest(kept, (entry.agent, entry.partition, entry.offset), entry.at)
+                earliest(kept, (entry.agent, entry.partition, entry.offset), entry.at)
         finished: dict[tuple[str, int, int], int] = {}
         for agent, arrivals in evidence.arrivals.items():
             for arrival in arrivals:
                 place = (agent, arrival.partition, arrival.offset)
                 for at in (handled.get((agent, arrival.id)), kept.get(place)):
                     if at is not None:
-                        _earliest(finished, place, at)
+                        earliest(finished, place, at)
         return finished
 
     # -- the checks
 
     def unacknowledged(self) -> Check:
         missing = [line for line in self.lines.values() if line.id not in self.acknowledged]
-        return Check("not acknowledged to the producer", len(missing), detail=_some(missing))
+        return Check("not acknowledged to the producer", len(missing), detail=some(missing))
 
     def lost(self) -> Check:
         """Acknowledged messages without an effect (or dead letter, where they can't be decoded), and records of any
@@ -175,7 +177,7 @@ class _Case:
         ]
         places = ((a, r.partition, r.offset) for a, arrivals in self.evidence.arrivals.items() for r in arrivals)
         adrift = [f"{agent} [{p}] offset {o}" for agent, p, o in places if (agent, p, o) not in self.finished]
-        return Check("lost", max(len(lost), len(adrift)), detail=_some(lost + adrift))
+        return Check("lost", max(len(lost), len(adrift)), detail=some(lost + adrift))
 
     def wrong(self) -> Check:
         """Effects that the input doesn't ask for, or with another content."""
@@ -191,7 +193,7 @@ class _Case:
                 google_crc32c.value(line.text.encode()),
             ):
                 bad.append(f"{line.conversation} turn {line.turn}: {attempt}")
-        return Check("wrong or invented effects", len(bad), detail=_some(bad))
+        return Check("wrong or invented effects", len(bad), detail=some(bad))
 
     def doubled(self) -> Check:
         """Effects of one message under two keys; and a key that two records of the inbox led to: a repeat of the
@@ -204,7 +206,7 @@ class _Case:
                 bad.append(f"{attempts[0].conversation} turn {attempts[0].turn} from offsets {sorted(places)}")
             keys[attempts[0].root].add(key)
         bad += [f"{self.lines[root].conversation}: two keys" for root, of in keys.items() if len(of) > 1]
-        return Check("doubled in the ledger", len(bad), detail=_some(bad))
+        return Check("doubled in the ledger", len(bad), detail=some(bad))
 
     def out_of_order(self, agent: str) -> Check:
         """First outputs (of the last agent: effects) that came before an earlier one's of their conversation."""
@@ -218,7 +220,7 @@ class _Case:
             if turn < latest.get(conversation, -1):
                 bad.append(f"{conversation} turn {turn} after {latest[conversation]}")
             latest[conversation] = max(turn, latest.get(conversation, -1))
-        return Check(f"out of order at {agent}", len(bad), detail=_some(bad))
+        return Check(f"out of order at {agent}", len(bad), detail=some(bad))
 
     def _first_results(self, agent: str) -> Iterable[tuple[str, int, str]]:
         place = AGENTS.index(agent) + 1
@@ -235,7 +237,7 @@ class _Case:
             if commit.offset < latest.get(place, 0):
                 bad.append(f"{commit.topic} [{commit.partition}] from {latest[place]} to {commit.offset}")
             latest[place] = commit.offset
-        return Check("committed offsets that fell", len(bad), detail=_some(bad))
+        return Check("committed offsets that fell", len(bad), detail=some(bad))
 
     def passed_unfinished(self) -> Check:
         """Messages that a commit said were finished (below its offset, or in its metadata) when they were not."""
@@ -252,7 +254,7 @@ class _Case:
         for place, of in commits.items():
             finished = {a.offset: self.finished.get((*place, a.offset)) for a in arrivals[place]}
             bad += [f"{place[0]} [{place[1]}] offset {offset}" for offset in _passed(arrivals[place], finished, of)]
-        return Check("committed before they were finished", len(bad), detail=_some(bad))
+        return Check("committed before they were finished", len(bad), detail=some(bad))
 
     def uncovered(self) -> Check:
         """Records that no committed offset covers at the end."""
@@ -267,7 +269,7 @@ class _Case:
             for arrival in arrivals
             if arrival.offset >= committed.get((agent, arrival.partition), 0)
         ]
-        return Check("not covered by a commit at the end", len(bad), detail=_some(bad))
+        return Check("not covered by a commit at the end", len(bad), detail=some(bad))
 
     def dead_letters(self) -> list[Check]:
         """There are dead letters of exactly the poison, with its causes."""
@@ -289,8 +291,8 @@ class _Case:
             f"{self.lines[root].conversation} at {agent}" for agent, root in wanted if (agent, root) not in found
         ]
         return [
-            Check("dead letters that are not the poison", len(strange), detail=_some(strange)),
-            Check("poison without its dead letter", len(missing), detail=_some(missing)),
+            Check("dead letters that are not the poison", len(strange), detail=some(strange)),
+            Check("poison without its dead letter", len(missing), detail=some(missing)),
         ]
 
     def memory(self) -> Check:
@@ -300,7 +302,7 @@ class _Case:
             for pid, samples in self.evidence.memory.items()
             if (sizes := [size for _, size in samples]) and max(sizes) - min(sizes) > MEMORY_GROWTH
         ]
-        return Check("workers whose memory grew beyond bounds", len(bad), detail=_some(bad))
+        return Check("workers whose memory grew beyond bounds", len(bad), detail=some(bad))
 
     # -- what is worth knowing
 
@@ -333,7 +335,7 @@ class _Case:
         return dict(sorted(causes.items()))
 
 
-def _valid(journal: Iterable[Entry]) -> Iterable[Entry]:
+def valid(journal: Iterable[Entry]) -> Iterable[Entry]:
     """Entries of an owner that met no newer claim than its own before them."""
     claim: dict[tuple[str, int], int] = {}
     for entry in sorted(journal, key=lambda entry: (entry.agent, entry.partition, entry.position)):
@@ -372,11 +374,11 @@ def _passed(arrivals: Sequence[Arrival], finished: Mapping[int, int | None], com
     return sorted(passed)
 
 
-def _earliest(known: dict[K, int], key: K, at: int) -> None:
+def earliest(known: dict[K, int], key: K, at: int) -> None:
     if at < known.get(key, at + 1):
         known[key] = at
 
 
-def _some(things: Sequence[object]) -> str:
+def some(things: Sequence[object]) -> str:
     more = f" and {len(things) - EXAMPLES} more" if len(things) > EXAMPLES else ""
     return "; ".join(map(str, things[:EXAMPLES])) + more

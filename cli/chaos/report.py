@@ -53,6 +53,7 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
         "lost",
         "doubled",
         "disorder",
+        "recorded again",
         "seconds",
     ):
         table.add_column(column, justify="left" if column in ("scenario", "verdict") else "right")
@@ -76,6 +77,7 @@ def print_summary(outcomes: Sequence[Outcome]) -> None:
             str(found.get("lost", "")),
             str(found.get("doubled in the ledger", "")),
             str(disorder) if verdict else "",
+            str(found.get("recorded steps executed again", "")),
             f"{outcome.whole_s:.0f}",
         )
     console.print()

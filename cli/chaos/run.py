@@ -19,11 +19,14 @@ import orjson
 import psutil
 from confluent_kafka.admin import OffsetSpec
 
+from llmagentos.agents.deployment import Process
 from llmagentos.cli.chaos.chain import LEDGER, MENDED
 from llmagentos.cli.chaos.cluster import Cluster
 from llmagentos.cli.chaos.evidence import collect
 from llmagentos.cli.chaos.faults import FAULTS, Fired
+from llmagentos.cli.chaos.once import STEPS, judge_durable
 from llmagentos.cli.chaos.oracle import Verdict, judge
+from llmagentos.cli.chaos.people import People, pendings, unfinished
 from llmagentos.cli.chaos.scenarios import Scenario
 from llmagentos.cli.chaos.workload import AGENTS, Line, Production, data_folder, make_input, read_input, write_input
 from llmagentos.streams.admin import Admin
@@ -31,10 +34,17 @@ from llmagentos.streams.errors import LLMAgentOSError
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.topology import named
 
-__all__ = ["CHAIN", "Outcome", "Progress", "run"]
+__all__ = ["CHAIN", "DURABLE", "Outcome", "Progress", "run"]
 
 #: What is deployed; the tests deploy it with bugs.
 CHAIN = Path(__file__).with_name("chain.py")
+DURABLE = Path(__file__).with_name("durable.py")
+
+#: Handlers of durable runs that wait are suspended so soon: sooner than their timers end.
+SUSPEND_AFTER_S = 0.3
+
+#: Of the ledger's answers to the steps of durable runs, one in so many is lost: 5 %.
+LOST_ONE_IN = 20
 
 #: Neither an effect nor a commit for so long: nothing more will come. The longest that a partition stands still by
 #: design is a session, a start and a rebalance (some 15 s here).
@@ -91,7 +101,7 @@ def run(
     *,
     progress: Progress | None = None,
     told: Callable[[Fired], None] = lambda _: None,
-    chain: Path = CHAIN,
+    chain: Path | None = None,
     keep: Path | None = None,
     environment: Mapping[str, str] | None = None,
     cluster: Cluster | None = None,
@@ -101,7 +111,7 @@ def run(
 
     Args:
         told: called with each fault as it happens, from other threads.
-        chain: the file that is deployed.
+        chain: the file that is deployed; None: the scenario's.
         keep: a folder for the input, the ledger and the logs; None: they go with the cluster.
         environment: of the workers, beside what they need.
         cluster: one that runs, and goes on, with topics of this run's own; None: one that is gone afterwards.
@@ -115,7 +125,9 @@ def run(
         outcome.trouble = "could not run: " + "; ".join(needs)
         return outcome
     try:
-        _Run(outcome, progress, told, chain, keep, environment or {}, stall_s).run(cluster)
+        _Run(
+            outcome, progress, told, chain or (DURABLE if scenario.durable else CHAIN), keep, environment or {}, stall_s
+        ).run(cluster)
     except LLMAgentOSError as error:
         outcome.trouble = f"could not run: {error}"
     outcome.whole_s = time.monotonic() - started
@@ -158,18 +170,25 @@ class _Run:
         home.mkdir()
         lines = make_input(scenario, outcome.seed, data_folder())
         write_input(home / "input.ndjson", lines)
-        self.progress.total = len({line.id for line in lines})
+        self.progress.total = len({line.id for line in lines}) * (len(STEPS) if scenario.durable else 1)
         mended = home / "mended"
         with self._kept(), self._ledger() as socket:
             self._topics(cluster.settings)
             named = {LEDGER: str(socket), MENDED: str(mended)}
-            cluster.deploy(self.chain, scenario.workers, {**named, **self.environment})
+            if scenario.durable:
+                named["LLMAGENTOS_SUSPEND_AFTER_S"] = str(SUSPEND_AFTER_S)
+            # Of its own, as a scenario may change it.
+            module = Path(shutil.copy(self.chain, home / f"{self.chain.stem}.py"))
+            cluster.deploy(module, scenario.workers, {**named, **self.environment})
             with self._watched():
                 started = time.monotonic()
                 outcome.started_at = time.time()
-                production = self._under_faults(lines)
-                self._say("waiting until all work is done or kept")
-                self._settle()
+                with self._people() as people:
+                    production = self._under_faults(lines, people)
+                    self._say("waiting until all work is done or kept")
+                    self._settle()
+                if people.failure is not None:
+                    self._fail(f"nobody was there to approve: {people.failure}")
                 if any(line.poison for line in lines):
                     self._say("mending what failed, and redriving")
                     mended.touch()
@@ -180,7 +199,7 @@ class _Run:
                 self._fail(f"the input could not be produced: {production.failure}")
             evidence = collect(cluster.settings, cluster.name, self.ledger, self.memory, self._say)
         self._say("judging")
-        outcome.verdict = judge(
+        outcome.verdict = (judge_durable if scenario.durable else judge)(
             list(read_input(home / "input.ndjson")),
             evidence,
             acknowledged=(line.id for line in production.acknowledged),
@@ -198,9 +217,10 @@ class _Run:
         """The ledger's process; gives its socket."""
         socket, self.ledger = self.home / "ledger.sock", self.home / "ledger.ndjson"
         self.ledger.touch()
+        lost = LOST_ONE_IN if self.scenario.durable else 0
         with (self.home / "ledger.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger)],
+                [sys.executable, "-m", "llmagentos.cli.chaos.ledger", str(socket), str(self.ledger), str(lost)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -241,6 +261,7 @@ class _Run:
         """Sample the workers' memory meanwhile, and count effects."""
         over = threading.Event()
         keys: set[str] = set()
+        known: dict[int, Process] = {}  # also those that are told to leave and still work
         read = 0
 
         def count() -> None:
@@ -254,12 +275,15 @@ class _Run:
 
         def watch() -> None:
             while not over.wait(LOOK_S):
-                for worker in self.cluster.workers():
+                known.update((worker.pid, worker.process) for worker in self.cluster.workers())
+                for pid in [pid for pid, process in known.items() if not process.alive()]:
+                    del known[pid]
+                for pid in known:
                     try:
-                        size = psutil.Process(worker.pid).memory_info().rss
+                        size = psutil.Process(pid).memory_info().rss
                     except psutil.NoSuchProcess:
                         continue
-                    self.memory.setdefault(worker.pid, []).append((time.time(), size))
+                    self.memory.setdefault(pid, []).append((time.time(), size))
                 count()
 
         thread = threading.Thread(target=watch, name="watch", daemon=True)
@@ -273,18 +297,31 @@ class _Run:
 
     # -- the work
 
-    def _under_faults(self, lines: list[Line]) -> Production:
+    @contextmanager
+    def _people(self) -> Generator[People]:
+        """Those who approve; not at work yet."""
+        people = People(self.cluster)
+        try:
+            yield people
+        finally:
+            people.stop()
+
+    def _under_faults(self, lines: list[Line], people: People) -> Production:
         """Produce the input while the faults go on; returns when both are over."""
         scenario, cluster = self.scenario, self.cluster
-        production = Production(cluster.settings, lines, scenario.seconds, self.outcome.seed)
+        production = Production(cluster.settings, lines, scenario.seconds, self.outcome.seed, scenario.sleep_s)
         threads = [
             threading.Thread(target=self._fault, args=(name,), name=f"fault {name}", daemon=True)
             for name in scenario.faults
         ]
         self._say(f"{len(lines):,} messages in {scenario.conversations:,} conversations, and faults")
-        if not threads:
+        if not threads or scenario.ahead:
             production.faults_over.set()
         production.start()
+        if scenario.ahead:
+            production.join()
+        elif scenario.people:
+            people.start()
         try:
             for thread in threads:
                 thread.start()
@@ -301,6 +338,8 @@ class _Run:
                 for thread in threads:
                     thread.join()
         production.join()
+        if scenario.ahead:
+            people.start()
         return production
 
     def _fault(self, name: str) -> None:
@@ -330,14 +369,17 @@ class _Run:
         topics = [self.cluster.settings.topic(f"agent.{agent}") for agent in AGENTS]
         shape: object = None
         moved_at = time.monotonic()
-        while time.monotonic() - moved_at < self.stall_s:
-            ends = {(t, p): end for t in topics for p, end in admin.offsets(t, latest).items() if end}
-            committed = admin.committed(self.cluster.name, topics)
-            if all(committed.get(place, 0) >= end for place, end in ends.items()):
-                return
-            if (seen := (ends, committed)) != shape:
-                shape, moved_at = seen, time.monotonic()
-            time.sleep(LOOK_S)
+        with pendings(self.cluster) as pending:
+            while time.monotonic() - moved_at < max(self.stall_s, self.scenario.sleep_s):
+                ends = {(t, p): end for t in topics for p, end in admin.offsets(t, latest).items() if end}
+                committed = admin.committed(self.cluster.name, topics)
+                # What waits is covered, too, and parked messages are: those are for a redrive.
+                waiting = [entry.offset for _, entry in unfinished(pending)] if self.scenario.durable else []
+                if not waiting and all(committed.get(place, 0) >= end for place, end in ends.items()):
+                    return
+                if (seen := (ends, committed, len(waiting))) != shape:
+                    shape, moved_at = seen, time.monotonic()
+                time.sleep(LOOK_S)
 
     def _redrive(self) -> None:
         """As a person would, once what failed is mended; and once more, which must do no harm."""

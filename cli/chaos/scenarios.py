@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 
 from llmagentos.streams.errors import InputError
 
-__all__ = ["SCENARIOS", "Scenario", "lasting", "named"]
+__all__ = ["SCENARIOS", "Scenario", "durable", "full_stop", "lasting", "named"]
 
 #: Of the messages of every scenario, unless it says otherwise: a plain run of the workload has neither.
 POISON = 0.001
 DUPLICATES = 0.01
+
+#: Of the messages to agents that wait.
+TIMERS = 0.05
+PEOPLE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,10 @@ class Scenario:
         poison: the share of messages that can't be decoded or handled.
         duplicates: the share of messages that are produced twice.
         redelivers: whether messages must be handled again, or else the faults did nothing.
+        durable: the agents are those of `durable.py`: steps, questions, waits; else those of `chain.py`.
+        timers, people: of these the shares of messages that wait for a timer, or a person.
+        sleep_s: how long the timers are.
+        ahead: all input is sent before the faults begin, and people decide only when those are over.
     """
 
     name: str
@@ -40,6 +48,46 @@ class Scenario:
     poison: float = 0.0
     duplicates: float = 0.0
     redelivers: bool = False
+    durable: bool = False
+    timers: float = 0.0
+    people: float = 0.0
+    sleep_s: float = 1.0
+    ahead: bool = False
+
+
+def durable(name: str, about: str, *faults: str, messages: int = 12_000, seconds: float = 150.0) -> Scenario:
+    """A scenario of agents with steps, questions and waits: a message is four questions and answers and nine records
+    in journals, so that there are fewer than in the others."""
+    return Scenario(
+        name,
+        about,
+        faults,
+        messages=messages,
+        conversations=messages // 20,
+        seconds=seconds,
+        redelivers=True,
+        durable=True,
+        timers=TIMERS,
+        people=PEOPLE,
+    )
+
+
+def full_stop(name: str, conversations: int, seconds: float, sleep_s: float) -> Scenario:
+    """A message to each of *conversations*, all of which wait when everything is stopped."""
+    return Scenario(
+        name,
+        f"{conversations:,} suspended conversations, everything stopped and started again",
+        ("full-stop",),
+        messages=conversations,
+        conversations=conversations,
+        seconds=seconds,
+        redelivers=True,
+        durable=True,
+        timers=0.95,
+        people=0.05,
+        sleep_s=sleep_s,
+        ahead=True,
+    )
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -71,6 +119,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         duplicates=DUPLICATES,
         redelivers=True,
     ),
+    durable("steps", "30 x kill -9 of workers in steps, questions and waits", "kill-workers", seconds=180.0),
+    durable(
+        "steps-journal", "leaders of journal partitions killed, Redis emptied", "kill-leaders", "redis", "kill-workers"
+    ),
+    durable("steps-deploy", "changed code deployed under load, workers killed", "deploy", "kill-workers"),
+    full_stop("full-stop", 10_000, seconds=60.0, sleep_s=180.0),
 )
 
 

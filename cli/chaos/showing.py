@@ -19,7 +19,7 @@ __all__ = ["shown"]
 LOOK_S = 0.25
 
 
-def shown(scenario: Scenario, seed: int, *, chain: Path, keep: Path | None) -> Outcome:
+def shown(scenario: Scenario, seed: int, *, chain: Path | None, keep: Path | None) -> Outcome:
     """Run *scenario* with a bar of its effects on stderr, and a line for each fault."""
     progress = Progress()
     columns = (

@@ -33,6 +33,8 @@ __all__ = ["AGENTS", "Line", "Production", "data_folder", "make_input", "read_in
 #: The chain, in its order.
 AGENTS = ("first", "second", "third")
 
+Waits = Literal["", "timer", "person"]
+
 Poison = Literal["", "undecodable", "first", "second", "third"]
 
 #: The real dialogues, in the folder that LLMAGENTOS_DATA names.
@@ -87,6 +89,7 @@ class Line:
         turn: its place in the conversation, from 0.
         poison: where it can't be handled: the agent, or "undecodable"; empty: it can.
         again: whether this is the second send.
+        waits: for what its handling waits, where the agents are those that wait.
     """
 
     id: str
@@ -95,6 +98,7 @@ class Line:
     text: str
     poison: Poison = ""
     again: bool = False
+    waits: Waits = ""
 
 
 def make_input(scenario: Scenario, seed: int, data: Path | None) -> list[Line]:
@@ -123,10 +127,11 @@ def make_input(scenario: Scenario, seed: int, data: Path | None) -> list[Line]:
                 turn,
                 turns[turn % len(turns)],
                 poison,
+                waits=_waits(scenario, rng),
             )
             sends.append((at[turn], line))
             if poison != "undecodable" and rng.random() < scenario.duplicates:
-                twin = Line(line.id, conversation, turn, line.text, poison, again=True)
+                twin = Line(line.id, conversation, turn, line.text, poison, again=True, waits=line.waits)
                 sends.append((at[turn] + rng.uniform(1e-9, AGAIN_WITHIN), twin))
     sends.sort(key=lambda send: send[0])
     return [line for _, line in sends]
@@ -134,6 +139,13 @@ def make_input(scenario: Scenario, seed: int, data: Path | None) -> list[Line]:
 
 def _poison(rng: random.Random) -> Poison:
     return "undecodable" if rng.random() < 0.5 else rng.choice(("first", "second", "third"))
+
+
+def _waits(scenario: Scenario, rng: random.Random) -> Waits:
+    if not scenario.timers and not scenario.people:
+        return ""  # nothing is drawn, so that older inputs stay as their seeds say
+    drawn = rng.random()
+    return "timer" if drawn < scenario.timers else "person" if drawn < scenario.timers + scenario.people else ""
 
 
 def _lengths(found: Sequence[int], total: int) -> list[int]:
@@ -191,12 +203,15 @@ class Production(threading.Thread):
         failure: what ended it; None while it goes on, and where all was acknowledged.
     """
 
-    def __init__(self, settings: Settings, lines: Sequence[Line], seconds: float, seed: int) -> None:
+    def __init__(
+        self, settings: Settings, lines: Sequence[Line], seconds: float, seed: int, sleep_s: float = 0.0
+    ) -> None:
         super().__init__(name="production", daemon=True)
         self._settings = settings.model_copy(update={"delivery_timeout_s": DELIVERY_TIMEOUT_S})
         self._lines = lines
         self._seconds = seconds
         self._rng = random.Random(f"{seed}/bytes")
+        self._sleep_s = sleep_s
         self._ended = threading.Event()
         #: Set when there is no reason to go slower than planned.
         self.faults_over = threading.Event()
@@ -243,8 +258,11 @@ class Production(threading.Thread):
             self.acknowledged = [line for line, delivery in sent if delivery.acknowledged]
 
     def _value(self, codec: Codec, line: Line) -> bytes:
+        content = {"turn": line.turn, "text": line.text, "poison": line.poison}
+        if line.waits:
+            content |= {"waits": line.waits, "sleep_s": self._sleep_s}
         message = Message.create(
-            {"turn": line.turn, "text": line.text, "poison": line.poison},
+            content,
             to=AGENTS[0],
             conversation=line.conversation,
             message_id=line.id,

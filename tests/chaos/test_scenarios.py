@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llmagentos.cli.chaos.cluster import Cluster
 from llmagentos.cli.chaos.faults import FAULTS
 from llmagentos.cli.chaos.run import run
-from llmagentos.cli.chaos.scenarios import DUPLICATES, SCENARIOS, Scenario
+from llmagentos.cli.chaos.scenarios import DUPLICATES, SCENARIOS, Scenario, durable, full_stop
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
@@ -42,6 +44,12 @@ SHORT = (
     short("leaderless", "kill-brokers", "kill-supervisor", seconds=40),
     short("zombies", "freeze-worker", "partition", seconds=30, redelivers=True),
     short("changes", "scale", "rollout", "clock", "disk-full", seconds=40),
+    # A message to these agents is four records in inboxes and answers, and nine in journals.
+    replace(
+        durable("durable", "", "kill-workers", "deploy", "kill-leaders", "redis", messages=600, seconds=15),
+        share=0.0,
+    ),
+    full_stop("stopped", 150, seconds=2, sleep_s=15),
 )
 
 
@@ -56,7 +64,7 @@ def test_all_that_must_hold_holds(cluster: Cluster, scenario: Scenario) -> None:
 
 #: What SHORT tries, where it can.
 TRIED = {"kill-workers", "redis", "kill-brokers", "kill-supervisor", "freeze-worker", "partition", "scale", "rollout"}
-TRIED |= {"clock", "disk-full"}
+TRIED |= {"clock", "disk-full", "deploy", "kill-leaders", "full-stop"}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
