@@ -1,4 +1,4 @@
-"""What the benchmarks `waiting` and `resume` share: a worker as `deploy` starts it, whose handlers sleep for long."""
+"""What the benchmarks `waiting`, `resume` and `recover` share: workers as `deploy` starts them, that sleep."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llmagentos.agents import Message
 from llmagentos.agents.loading import load
 from llmagentos.agents.provision import provision
 from llmagentos.agents.worker import read_status
+from llmagentos.streams.admin import Admin
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
@@ -46,42 +47,50 @@ SUSPEND_AFTER_S = 0.2
 
 
 class Sleepers:
-    """The agent's folder, topics and worker."""
+    """The agent's folder, topics and workers.
 
-    def __init__(self, settings: Settings, until: float) -> None:
+    Args:
+        until: when the handlers wake up, seconds since the epoch.
+        agent: the code of `sleeper`, with the folder in braces.
+    """
+
+    def __init__(self, settings: Settings, until: float, agent: str = AGENT) -> None:
         self.settings = settings
         self.home = settings.home
         self.module = self.home / "sleeping_agent.py"
         (self.home / "until").write_text(str(until), encoding="utf-8")
         (self.home / "effects").touch()
-        self.module.write_text(AGENT.format(folder=str(self.home)), encoding="utf-8")
+        self.module.write_text(agent.format(folder=str(self.home)), encoding="utf-8")
         provision(settings, "sleepers", load(str(self.module)))
 
-    def send(self, count: int) -> None:
-        """One message to each of *count* conversations."""
+    def send(self, count: int, text: bytes = b"x" * 100, stem: str = "c") -> None:
+        """One message to each of *count* conversations, whose names begin with *stem*."""
 
         async def produce() -> None:
             codec = await asyncio.to_thread(lambda: Codec(open_registry(self.settings)))
             async with Producer(self.settings, codec) as producer:
                 for number in range(count):
-                    await producer.send(Message.create(b"x" * 100, to="sleeper", conversation=f"c{number}"))
+                    await producer.send(Message.create(text, to="sleeper", conversation=f"{stem}{number}"))
 
         asyncio.run(produce())
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """A worker, from when it serves."""
-        (self.home / "worker-0.json").unlink(missing_ok=True)
+    def start(self, name: str = "") -> subprocess.Popen[bytes]:
+        """A worker, from when it serves; *name* it where there are several at a time."""
+        folder = self.home / name
+        folder.mkdir(exist_ok=True)
+        (folder / "worker-0.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "llmagentos.agents.worker", "--deployment", "sleepers"]
-        command += ["--target", str(self.module), "--run-dir", str(self.home)]
+        command += ["--target", str(self.module), "--run-dir", str(folder)]
         environment = os.environ | {
             "LLMAGENTOS_HOME": str(self.home),
             "LLMAGENTOS_BROKERS": self.settings.brokers,
             "LLMAGENTOS_PREFIX": self.settings.prefix,
+            "LLMAGENTOS_PARTITIONS": str(self.settings.partitions),
             "LLMAGENTOS_SUSPEND_AFTER_S": str(SUSPEND_AFTER_S),
         }
         with (self.home / "worker.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment, stderr=log)
-        self.until(lambda: (said := read_status(self.home, 0)) is not None and said.state == "running", 120, process)
+        self.until(lambda: (said := read_status(folder, 0)) is not None and said.state == "running", 120, process)
         return process
 
     def until(self, come: object, seconds: float, process: subprocess.Popen[bytes]) -> None:
@@ -101,6 +110,11 @@ class Sleepers:
             found += sum(codec.decode(record.value() or b"")["kind"] in kinds for record in batch)
         spans.close()
         return found
+
+    def committed(self) -> int:
+        """How many messages are below the committed offsets."""
+        found = Admin(self.settings).committed("sleepers", [self.settings.topic("agent.sleeper")])
+        return sum(found.values())
 
     def effects(self) -> int:
         """How often the step's function ran."""
