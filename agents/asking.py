@@ -264,14 +264,16 @@ class Asking:
         if result.type != "error":
             return result.content
         conversation = question.conversation or message.conversation_id
-        if LATE in result.attributes and result.sender == self._agent:
+        said = result.content
+        cause = said.get("cause") if isinstance(said, dict) else None
+        # Of two who both say that the deadline has passed, it is chance who is first.
+        if (LATE in result.attributes and result.sender == self._agent) or cause == "expired":
             failed: AgentError = AnswerTimeout(
                 f"agent {self._agent!r} had no answer from {agent!r} within {wait_s:.1f} s: question {question_key} of"
                 f" conversation {conversation}; the chain is {drawn(self._chain, agent)}",
                 fix=f"see `llmagentos lag` and `llmagentos tail --conversation {conversation}`",
             )
         else:
-            said = result.content
             failed = AnswerError(
                 f"agent {agent!r} failed question {question_key}:"
                 f" {said.get('error', said) if isinstance(said, dict) else said}"

@@ -255,6 +255,11 @@ class Client:
 def _checked(answer: Message, agent: str) -> Message:
     if answer.type == "error":
         said = answer.content
+        if isinstance(said, dict) and said.get("cause") == "cancelled":
+            raise AnswerError(
+                f"agent {agent!r} did not answer: {said.get('error')}",
+                fix=f"`llmagentos steps {answer.conversation_id}` shows what was done",
+            )
         raise AnswerError(
             f"agent {agent!r} failed: {said.get('error', said) if isinstance(said, dict) else said}",
             kept=f"the message is a dead letter in dead.{agent}",

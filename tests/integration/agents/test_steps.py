@@ -263,10 +263,11 @@ async def test_a_deadline_that_passes_while_suspended_is_the_answer_of_every_run
         await books.answer(suspended.partition, question, "stranger", "from somebody else")
         await run.clock.move(601)
         await books.until("step")
-        late.set()  # one more answer, when the result is known
+        late.set()
         assert (await asked).text == "no answer"
         answers = [line for line in await books.lines("step") if line.record["step"]["outcome"] == "answer"]
-        assert len(answers) == 1
+        # The one who was asked is ended by the deadline too, and says so, be it before or when the result is known.
+        assert 1 <= len(answers) <= 2
     assert len(said) == 3
     assert len(set(said)) == 1
     assert "'silent' within 600.0 s: question" in said[0]
