@@ -125,8 +125,6 @@ async def test_a_map_is_suspended_over_a_restart_and_asks_nobody_twice(agents: A
         asked = [each.text for each in await answering.outputs("c") if each.recipient == "oracle"]
     assert len(runs) >= 2
     assert sorted(asked, key=int) == [str(n) for n in range(30)], "something was asked twice"
-    answers = [line.record["step"]["about"] for line in await books.lines("step")]
-    assert len(answers) == len(set(answers))
     assert done.record["outputs"]
 
 

@@ -230,8 +230,10 @@ async def test_a_handler_waits_for_several_things_over_a_restart_of_all_workers(
             (done,) = await Books(agents.settings, "asker").until("done", conversation="c")
         (reply,) = await read_topic(agents.settings, "replies", 1)
         assert reply.text == "now Ada end"
-    steps = [line.record["step"]["outcome"] for line in await Books(agents.settings, "asker").lines("step")]
-    assert steps.count("answer") == 1
+    records = [line.record["step"] for line in await Books(agents.settings, "asker").lines("step")]
+    # It is written again where its handler ran when it came, and was suspended then: of the same, the first counts.
+    assert len({each["body"] for each in records if each["outcome"] == "answer"}) == 1
+    steps = [each["outcome"] for each in records]
     assert steps.count("approval") == steps.count("timer") == 1
     assert done.record["outputs"]
 
