@@ -154,6 +154,20 @@ class TestOneThingOff:
         assert off(a_run(), redelivers=True) == {"went on in another worker (or the faults did nothing)": 0}
 
 
+def test_a_step_of_changed_code_may_come_behind_the_last_one_that_was_not_recorded() -> None:
+    run = a_run()
+    run.memory[7] = [(0.0, 90 << 20), (0.403, 90 << 20)]
+    run.executions = [e for e in run.executions if e.turn == 0]
+    run.executions.append(executed(0, CLOSE, value=2, key="c", worker=8, began=420, at=422)._replace(step="change 2"))
+    run.executions.append(executed(0, CLOSE, worker=8, began=430, at=432))
+    run.journal = [e for e in run.journal if e.offset < 1 and (e.step is None or e.step[0] != "close")]
+    run.journal.append(Entry("first", 0, 90, "step", 0, 0, 419, ("ctx.version change 2", 0, "version")))
+    run.arrivals = {agent: arrivals[:1] for agent, arrivals in run.arrivals.items()}
+    run.commits = [commit._replace(offset=1) for commit in run.commits]
+    found = judge_durable(LINES[:1], run, acknowledged=["a0"], redelivers=True, topics=TOPICS)
+    assert [check for check in found.checks if not check.holds] == []
+
+
 class TestExecutedAgain:
     """Before it is recorded a step may run again, for a reason, which is counted."""
 
