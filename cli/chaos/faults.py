@@ -53,6 +53,9 @@ _CLOCK_OFF_S = 60
 #: Of a broker that is not the one that stays down long: its session (3 s) ends, and others lead its partitions.
 _BRIEF_S = 6.0
 
+#: What is done once in the short form is done again for each so many seconds.
+_AGAIN_S = 30.0
+
 #: Ten thousand handlers are suspended at some hundred a second.
 _SUSPENDED_S = 300.0
 
@@ -263,8 +266,8 @@ def _scale(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fir
 
 @_fault("deploy", "workers", 60, 6)
 def _deploy(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
-    """Changed code is deployed, twice: agents with one more step each time, behind a mark."""
-    for _ in range(2):
+    """Changed code is deployed, twice in the full form: agents with one more step each time, behind a mark."""
+    for _ in range(max(1, round(seconds / _AGAIN_S))):
         cluster.pause(seconds / 2)
         text = cluster.module.read_text(encoding="utf-8")
         code = int(text.partition("\nCODE = ")[2].partition("\n")[0])
@@ -337,9 +340,9 @@ def _kill_brokers(cluster: Cluster, rng: random.Random, seconds: float) -> Itera
 
 @_fault("kill-leaders", "brokers", 60, 12)
 def _kill_leaders(cluster: Cluster, rng: random.Random, seconds: float) -> Iterator[Fired]:
-    """The broker that leads a journal partition is killed (SIGKILL) and started again, twice."""
+    """The broker that leads a journal partition is killed (SIGKILL) and started again, twice in the full form."""
     journals = sorted(Admin(cluster.settings).topics(cluster.settings.topic("journal.")))
-    for _ in range(2):
+    for _ in range(max(1, round(seconds / _AGAIN_S))):
         yield from _kill_leader(cluster, rng.choice(journals), rng.randrange(cluster.settings.partitions), seconds / 2)
 
 
