@@ -14,7 +14,7 @@ from llmagentos.agents.chain import Chain, Hop, drawn, header, lengthened
 from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED, Identity, Steps
 from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout, LLMAgentOSError, RecordError, StepError
-from llmagentos.streams.journal import Wait
+from llmagentos.streams.journal_record import Wait
 from llmagentos.streams.message import Message, encode_content, question_id
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from llmagentos.agents.steps import Steps
 from llmagentos.agents.waiting import Waiting
 from llmagentos.streams.dedup import Dedup, identity_in
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
-from llmagentos.streams.journal import Conversation, Entry, Note
+from llmagentos.streams.journal import Note
 from llmagentos.streams.message import Message, asker_of
 from llmagentos.streams.mirror import Mirror
 from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.transport.sink import Start
+from llmagentos.streams.unfinished import Conversation, Entry
 
 __all__ = ["Assignment"]
 

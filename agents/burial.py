@@ -16,9 +16,9 @@ from llmagentos.agents.dead_letters import DeadLetters, Death
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.work import Work
 from llmagentos.streams.errors import RecordError, SchemaError
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import kept
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Burial"]
 

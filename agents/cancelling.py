@@ -30,10 +30,10 @@ from llmagentos.agents.outputs import Output, Outputs
 from llmagentos.agents.steps import DEADLINE, Steps
 from llmagentos.agents.work import Ending, Work
 from llmagentos.streams.errors import NotOwner, RecordError, SchemaError
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes
 from llmagentos.streams.message import Message
 from llmagentos.streams.pending import decided_by
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Cancelling"]
 

@@ -19,7 +19,7 @@ from llmagentos.agents.memory import no_memory
 from llmagentos.agents.outputs import Output
 from llmagentos.agents.steps import RESERVED, Identity, Steps
 from llmagentos.streams.errors import StepError, TopicError
-from llmagentos.streams.journal import Wait
+from llmagentos.streams.journal_record import Wait
 from llmagentos.streams.message import JSON, Message, child_id, encode_content
 from llmagentos.streams.producer import MESSAGE_ID
 

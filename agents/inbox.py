@@ -42,11 +42,11 @@ from llmagentos.agents.suspending import Suspending
 from llmagentos.agents.work import Work
 from llmagentos.streams.dedup import identity_in, identity_of
 from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, ResultError, SchemaError
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal, kept
 from llmagentos.streams.transport.sink import Start
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Inbox"]
 

@@ -16,12 +16,12 @@ import confluent_kafka
 
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import RecordError
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.lag import lag
 from llmagentos.streams.message import Message, asker_of
 from llmagentos.streams.ownership import places_of, restored
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.tail import Log
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.views import Place, Served, Views
 from llmagentos.streams.wire import Codec
 

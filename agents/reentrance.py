@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from itertools import dropwhile
 
 from llmagentos.agents.work import Work
-from llmagentos.streams.journal import Conversation, Entry
 from llmagentos.streams.lanes import Lanes
+from llmagentos.streams.unfinished import Conversation, Entry
 
 __all__ = ["Reentrance", "finished_inside"]
 

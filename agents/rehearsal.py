@@ -24,7 +24,7 @@ from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.steps import DEADLINE, Identity, Recorded, Steps, Suspended
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ResultError
-from llmagentos.streams.journal import Wait
+from llmagentos.streams.journal_record import Wait
 from llmagentos.streams.masking import masked_text, shortened
 from llmagentos.streams.message import Message
 from llmagentos.streams.settings import Settings

@@ -15,8 +15,8 @@ from typing import Any
 
 from llmagentos.agents.assignment import Assignment
 from llmagentos.agents.room import Share
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.ownership import places_of
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Replay"]
 

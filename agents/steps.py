@@ -26,7 +26,7 @@ from llmagentos.agents.blobs import Blobs
 from llmagentos.agents.results import decode_result, encode_result
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
-from llmagentos.streams.journal import CLEANUP, Wait, step_record
+from llmagentos.streams.journal_record import CLEANUP, Wait, step_record
 from llmagentos.streams.message import Message, child_id
 
 __all__ = ["DEADLINE", "RESERVED", "Identity", "Recorded", "Steps", "Suspended"]

@@ -21,9 +21,10 @@ from llmagentos.agents.steps import DEADLINE, Steps, Suspended
 from llmagentos.agents.waiting import Waiting, step_of_answer
 from llmagentos.agents.work import Work
 from llmagentos.streams.errors import NotOwner, RecordTooLarge, ResultError
-from llmagentos.streams.journal import DECISIONS, Entry, Wait
+from llmagentos.streams.journal_record import DECISIONS, Wait
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Ownership, kept
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Suspending"]
 

@@ -19,9 +19,10 @@ from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import NotOwner, ResultError
-from llmagentos.streams.journal import Entry, Wait, step_record
+from llmagentos.streams.journal_record import Wait, step_record
 from llmagentos.streams.message import JSON, Message, asker_of, child_id
 from llmagentos.streams.ownership import Ownership
+from llmagentos.streams.unfinished import Entry
 
 __all__ = ["Waiting", "step_of_answer"]
 

@@ -14,9 +14,9 @@ from llmagentos.agents.assignment import Assignment
 from llmagentos.agents.chain import Chain, chain_in
 from llmagentos.agents.memory import State
 from llmagentos.agents.steps import Steps
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import restored
+from llmagentos.streams.unfinished import Entry
 
 if TYPE_CHECKING:
     from llmagentos.agents.context import Context

@@ -16,7 +16,7 @@ from rich.text import Text
 from llmagentos.cli.dialogue import lapse
 from llmagentos.streams.entries import content, said
 from llmagentos.streams.invocations import Invocation, Step
-from llmagentos.streams.journal import CLEANUP
+from llmagentos.streams.journal_record import CLEANUP
 from llmagentos.streams.masking import masked, masked_text, shortened
 from llmagentos.streams.message import BYTES, JSON
 

@@ -20,7 +20,7 @@ from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.entries import Decoder
 from llmagentos.streams.errors import InputError, RecordError, SchemaError
 from llmagentos.streams.gate import decode_finished
-from llmagentos.streams.journal import BLANK, SUBJECT, step_record
+from llmagentos.streams.journal_record import BLANK, SUBJECT, step_record
 from llmagentos.streams.message import JSON, Message, child_id
 from llmagentos.streams.position import BEGINNING, END
 from llmagentos.streams.producer import MESSAGE_ID, Producer

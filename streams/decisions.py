@@ -13,7 +13,7 @@ import orjson
 
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.errors import InputError
-from llmagentos.streams.journal import BLANK, SUBJECT, step_record
+from llmagentos.streams.journal_record import BLANK, SUBJECT, step_record
 from llmagentos.streams.message import JSON
 from llmagentos.streams.pending import Decided, Pending, Pendings
 from llmagentos.streams.producer import Producer

@@ -15,7 +15,7 @@ from llmagentos.streams.cancellation import tells_error
 from llmagentos.streams.dedup import REDRIVE
 from llmagentos.streams.entries import Entry
 from llmagentos.streams.errors import LLMAgentOSError
-from llmagentos.streams.journal import DECISIONS
+from llmagentos.streams.journal_record import DECISIONS
 from llmagentos.streams.message import Message
 from llmagentos.streams.pending import decided_by
 from llmagentos.streams.settings import Settings

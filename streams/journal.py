@@ -26,265 +26,15 @@ docs/spec/ has the protocol as a model.
 
 from __future__ import annotations
 
-import sys
-from bisect import insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from heapq import heappop, heappush
-from struct import pack
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
-__all__ = [
-    "BLANK",
-    "CLEANUP",
-    "COMMANDS",
-    "DECISIONS",
-    "KINDS",
-    "SUBJECT",
-    "Conversation",
-    "Conversations",
-    "Entry",
-    "Kind",
-    "Note",
-    "State",
-    "View",
-    "Wait",
-    "step_record",
-]
+from llmagentos.streams.journal_record import COMMANDS, DECISIONS, FROM_OUTSIDE, KINDS, Kind, waits_of
+from llmagentos.streams.unfinished import Conversations, Entry, State
 
-#: The registry subject of journal records: their full name.
-SUBJECT = "llmagentos.Journal"
-
-Kind = Literal[
-    "claim", "park", "held", "step", "suspend", "done", "drop", "copy", "sent",
-    "redrive", "discard", "approve", "reject", "cancel", "reset",
-]  # fmt: skip
-State = Literal["open", "parked", "held", "waiting", "done", "unknown"]
-
-#: A person's answer to a handler that asked for it.
-DECISIONS = frozenset({"approve", "reject"})
-#: Written by people, and so without a claim.
-COMMANDS = frozenset({"redrive", "discard", "cancel", "reset"}) | DECISIONS
-
-
-#: Of records that this release knows.
-KINDS: frozenset[str] = frozenset(get_args(Kind))
-
-#: What a record says where it says nothing.
-BLANK: Mapping[str, Any] = {
-    "claim": -1,
-    "offset": -1,
-    "conversation_id": "",
-    "message_id": "",
-    "cause": "",
-    "state": "",
-    "refers": -1,
-    "record": None,
-    "outputs": [],
-    "step": None,
-    "waits": [],
-    "detail": {},
-}
-
-
-def step_record(name: str, number: int, outcome: str, **said: Any) -> dict[str, Any]:
-    """How a step stands, as in journal.avsc; *said*: its other fields, where they say something."""
-    return {
-        "name": name,
-        "number": number,
-        "outcome": outcome,
-        "about": "",
-        "due": 0,
-        "attempts": 1,
-        "took_ms": 0,
-        "content_type": "",
-        "type": "",
-        "body": b"",
-        "blob": "",
-    } | said
-
-
-#: The steps of a cleanup are counted from here, so that none is taken for one that its handler would have come to.
-CLEANUP = 1 << 20
-
-#: Outcomes of steps that come from outside, whatever the handler does.
-_FROM_OUTSIDE = DECISIONS | {"answer"}
-
-
-class Wait(NamedTuple):
-    """One thing that a suspended handler waits for: the result of a step of its.
-
-    Attributes:
-        kind: answer, timer or approval; deadline: of the message, after which its handler is not to go on.
-        name, number: of the step.
-        about: of an answer, the question's id, which is what names it; of an approval, what is to be decided.
-        due: when the wait ends at the latest, milliseconds since the epoch; 0: never.
-    """
-
-    kind: str
-    name: str
-    number: int
-    about: str
-    due: int
-
-    def ends_by(self, step: Mapping[str, Any]) -> bool:
-        """Whether *step*, as in journal.avsc, is what it waits for."""
-        if self.kind == "answer":
-            return step["about"] == self.about
-        return step["outcome"] != self.kind and (step["name"], step["number"]) == (self.name, self.number)
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One message that is not finished, though its offset may be released.
-
-    Attributes:
-        offset: of the message in the inbox partition.
-        state: open: its handler recorded steps, and it is still in the inbox; parked, held; waiting: suspended; done:
-            completed, and its outputs perhaps not sent; unknown: a newer release wrote something of it.
-        at: where in the journal its payload is; of one that is done, its outputs; -1 where it has none.
-        park: where in the journal it was parked; -1 where it is not.
-        wish: what a person wants of a parked one; empty: nothing yet.
-        wish_at: where in the journal that was said.
-        edited: the wish brings a message to run in place of the parked one.
-        since: when its payload was written; milliseconds since the epoch.
-        low: the lowest place in the journal that it needs; -1: none. The view keeps it.
-        waits: what it is suspended for; without what has come.
-        waits_at: where the newest of that was said, if not with the payload.
-        ready: something that it was suspended for has come.
-        early: answers and decisions that came while its handler ran, and may be suspended for them yet.
-    """
-
-    offset: int
-    conversation_id: str
-    message_id: str
-    state: State
-    at: int
-    park: int = -1
-    wish: Literal["", "redrive", "discard"] = ""
-    wish_at: int = -1
-    edited: bool = False
-    since: int = 0
-    low: int = -1
-    waits: tuple[Wait, ...] = ()
-    waits_at: int = -1
-    ready: bool = False
-    early: tuple[Mapping[str, Any], ...] = ()
-    _steps: bytes = field(default=b"", init=False, repr=False)  # as machine words: a quarter of tuples' size
-
-    @property
-    def steps(self) -> list[tuple[int, int]]:
-        """Where in the journal its steps were written first, and where they are now, in their order."""
-        places = memoryview(self._steps).cast("q")
-        return list(zip(places[::2], places[1::2], strict=True))
-
-    def add_step(self, at: int) -> None:
-        """One more step was written."""
-        self._steps += pack("qq", at, at)
-
-    def move_step(self, first: int, at: int) -> None:
-        """A step is at *at* now; what is copied of one that is not known puts it in its place."""
-        steps = dict(self.steps) | {first: at}
-        self._steps = b"".join(pack("qq", *each) for each in sorted(steps.items()))
-
-    def drop_steps(self) -> None:
-        """They are needed no more."""
-        self._steps = b""
-
-    def lowest(self) -> int:
-        """What `low` is to be."""
-        places = [at for at in (self.at, self.wish_at, self.waits_at) if at >= 0]
-        return min([*places, *memoryview(self._steps).cast("q")[1::2]], default=-1)
-
-    @property
-    def payload_at(self) -> int:
-        """Where in the journal the message is that is to be run."""
-        return self.wish_at if self.edited else self.at
-
-
-class Conversation:
-    """What is open of one conversation, in the order of the inbox, as of now.
-
-    Attributes:
-        order: the offsets of its messages, ascending.
-    """
-
-    __slots__ = ("_entries", "order")
-
-    def __init__(self, entries: Mapping[int, Entry], order: Sequence[int]) -> None:
-        self._entries = entries
-        self.order = order
-
-    @property
-    def first(self) -> Entry:
-        """The entry whose turn it is."""
-        return self._entries[self.order[0]]
-
-    def __iter__(self) -> Iterator[Entry]:
-        return map(self._entries.__getitem__, self.order)
-
-    def __getitem__(self, index: int) -> Entry:
-        return self._entries[self.order[index]]
-
-    @property
-    def waits(self) -> bool:
-        """Whether its first message can't go on: parked, and nobody has said what is to be done, or suspended."""
-        first = self.first
-        if first.state == "parked":
-            return not first.wish
-        return (first.state == "waiting" and not first.ready) or first.state == "unknown"
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-
-class Conversations(Mapping[str, Conversation]):
-    """The conversations with something open, by id.
-
-    A hundred thousand may be suspended, most with one message: of such a one only the offset is kept, and what is
-    given out is made when it is asked for. An object and a list for each were 140 bytes more.
-
-    Attributes:
-        entries: all that is in them, by the offset in the inbox.
-    """
-
-    __slots__ = ("_orders", "entries")
-
-    def __init__(self) -> None:
-        self.entries: dict[int, Entry] = {}
-        self._orders: dict[str, int | list[int]] = {}
-
-    def __getitem__(self, conversation_id: str) -> Conversation:
-        order = self._orders[conversation_id]
-        return Conversation(self.entries, (order,) if isinstance(order, int) else order)
-
-    def get(self, conversation_id: str, default: Any = None) -> Any:
-        """As of a dictionary; asked once a message, so without the exception."""
-        return self[conversation_id] if conversation_id in self._orders else default
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._orders)
-
-    def __len__(self) -> int:
-        return len(self._orders)
-
-    def add(self, entry: Entry) -> None:
-        """Put in a new entry."""
-        self.entries[entry.offset] = entry
-        order = self._orders.setdefault(entry.conversation_id, entry.offset)
-        if isinstance(order, list):
-            insort(order, entry.offset)
-        elif order != entry.offset:
-            self._orders[entry.conversation_id] = sorted((order, entry.offset))
-
-    def remove(self, entry: Entry) -> None:
-        """Take an entry out."""
-        del self.entries[entry.offset]
-        order = self._orders[entry.conversation_id]
-        if isinstance(order, list) and len(order) > 1:
-            order.remove(entry.offset)  # it is the first, or nearly
-        else:
-            del self._orders[entry.conversation_id]
+__all__ = ["Note", "View"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +167,7 @@ class View:
         entry.since = record["at"]
         if kind == "copy":
             self._place(entry, record["state"], at, record["refers"])
-            entry.waits = _waits(record)
+            entry.waits = waits_of(record)
             entry.ready = entry.state == "waiting" and offset in self.cancels
         elif kind == "suspend":
             self._suspend(entry, record, at)
@@ -451,7 +201,7 @@ class View:
         if entry.wish or entry.ready:
             return
         if entry.state == "open":  # reading began at the copies of its steps
-            entry.waits = _waits(record)
+            entry.waits = waits_of(record)
         elif entry.state != record["state"] or entry.park != record["refers"]:
             return
         self._place(entry, record["state"], at, record["refers"])
@@ -480,7 +230,7 @@ class View:
         left = tuple(wait for wait in entry.waits if not wait.ends_by(step))
         if len(left) < len(entry.waits):
             entry.waits, entry.ready = left, True
-        elif step["outcome"] in _FROM_OUTSIDE:
+        elif step["outcome"] in FROM_OUTSIDE:
             entry.early += ({name: step[name] for name in ("name", "number", "outcome", "about")},)
 
     def _decision(self, record: Mapping[str, Any], at: int) -> Entry | None:
@@ -500,7 +250,7 @@ class View:
                 entry.state, entry.park, entry.wish = "waiting", -1, ""
             entry.waits_at = at
             self._keep(entry)
-        waits = _waits(record)
+        waits = waits_of(record)
         entry.waits = tuple(wait for wait in waits if not any(map(wait.ends_by, entry.early)))
         entry.ready, entry.early = len(entry.waits) < len(waits) or entry.offset in self.cancels, ()
 
@@ -663,9 +413,3 @@ class View:
             if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
             if entry.state != "unknown"
         ]
-
-
-def _waits(record: Mapping[str, Any]) -> tuple[Wait, ...]:
-    # The same few kinds and names come again and again, each time as new strings.
-    intern = sys.intern
-    return tuple(Wait(intern(w["kind"]), intern(w["name"]), w["number"], w["about"], w["due"]) for w in record["waits"])

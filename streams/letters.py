@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, cast
 
 import confluent_kafka
 
-from llmagentos.streams import journal
+from llmagentos.streams import unfinished
 from llmagentos.streams.entries import Decoder, Entry
 from llmagentos.streams.errors import InputError
 from llmagentos.streams.partition import murmur2_partition
@@ -347,7 +347,7 @@ class Letters:
                     found.append(self._orphan(place, name, entry))
         return found
 
-    def _orphan(self, place: Place, conversation_id: str, entry: journal.Entry) -> Letter:
+    def _orphan(self, place: Place, conversation_id: str, entry: unfinished.Entry) -> Letter:
         letter = Letter(
             agent=place.agent,
             partition=-1,

@@ -19,11 +19,13 @@ import confluent_kafka
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.errors import BrokerError, DeliveryError, NotOwner, RecordError, RecordTooLarge, SchemaError
 from llmagentos.streams.follower import Follower
-from llmagentos.streams.journal import BLANK, COMMANDS, KINDS, SUBJECT, Entry, Kind, Note, View
+from llmagentos.streams.journal import Note, View
+from llmagentos.streams.journal_record import BLANK, COMMANDS, KINDS, SUBJECT, Kind
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import named
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.wire import Codec
 
 __all__ = ["Journal", "Ownership", "copies", "kept", "places_of", "restored"]

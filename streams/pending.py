@@ -16,11 +16,12 @@ import confluent_kafka
 import orjson
 
 from llmagentos.streams.errors import InputError, RecordError
-from llmagentos.streams.journal import CLEANUP, DECISIONS, Entry
+from llmagentos.streams.journal_record import CLEANUP, DECISIONS
 from llmagentos.streams.partition import murmur2_partition
 from llmagentos.streams.position import BEGINNING, END
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.tail import Log
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.views import Place, Served, Views
 from llmagentos.streams.wire import Codec
 

@@ -21,7 +21,7 @@ from llmagentos.streams.dedup import REDRIVE
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.entries import Entry
 from llmagentos.streams.errors import InputError
-from llmagentos.streams.journal import BLANK, SUBJECT
+from llmagentos.streams.journal_record import BLANK, SUBJECT
 from llmagentos.streams.letters import Letter, Letters
 from llmagentos.streams.message import JSON, TEXT, Message, new_id
 from llmagentos.streams.producer import MESSAGE_ID, Producer

@@ -19,12 +19,14 @@ from typing import Any
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import BrokerError, InputError, NotOwner
 from llmagentos.streams.gate import CommitGate, decode_finished, decode_note
-from llmagentos.streams.journal import Entry, Kind, Note
+from llmagentos.streams.journal import Note
+from llmagentos.streams.journal_record import Kind
 from llmagentos.streams.ownership import Journal, Ownership, copies, places_of
 from llmagentos.streams.position import END, Position
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.tail import Log
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.views import Place, Served, Views
 from llmagentos.streams.wire import Codec
 

@@ -15,7 +15,8 @@ import confluent_kafka
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import RecordError
 from llmagentos.streams.gate import decode_finished, decode_note
-from llmagentos.streams.journal import COMMANDS, DECISIONS, Note, View
+from llmagentos.streams.journal import Note, View
+from llmagentos.streams.journal_record import COMMANDS, DECISIONS
 from llmagentos.streams.position import END, Position
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans

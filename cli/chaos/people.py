@@ -11,11 +11,11 @@ from llmagentos.cli.chaos.cluster import Cluster
 from llmagentos.cli.chaos.workload import AGENTS
 from llmagentos.streams.decisions import decide
 from llmagentos.streams.errors import BrokerError, DeliveryError, LLMAgentOSError
-from llmagentos.streams.journal import Entry
 from llmagentos.streams.pending import Pendings, Selection
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.tail import Log
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.views import Place, Served
 from llmagentos.streams.wire import Codec
 

@@ -18,9 +18,10 @@ from llmagentos.cli.chaos import chain
 from llmagentos.cli.chaos.ledger import Ledger
 from llmagentos.streams.dedup import Dedup
 from llmagentos.streams.gate import CommitGate
-from llmagentos.streams.journal import Entry, View
+from llmagentos.streams.journal import View
 from llmagentos.streams.ownership import Ownership
 from llmagentos.streams.transport.consumer import Consumer
+from llmagentos.streams.unfinished import Entry
 
 #: Effects of the gate's bug take so long: longer than two commits, so that one of them passes each effect.
 SLOW_S = 0.5

@@ -22,7 +22,7 @@ from llmagentos.agents.testing import Agents, Run
 from llmagentos.cli.waiting import opened
 from llmagentos.streams.decisions import decide
 from llmagentos.streams.errors import LLMAgentOSError
-from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.pending import Pendings, Selection
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.tail import Log

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmagentos.streams.journal import BLANK, View
+from llmagentos.streams.journal import View
+from llmagentos.streams.journal_record import BLANK
 
 #: What people write, and so without a claim.
 WISHES, DECISIONS = ("redrive", "discard"), ("approve", "reject")

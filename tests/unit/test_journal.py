@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from journal_fold import DECISIONS, Said, believed, cancelled, fold, record, step, wait
 
-from llmagentos.streams.journal import Entry, Note, View
+from llmagentos.streams.journal import Note, View
+from llmagentos.streams.unfinished import Entry
 
 OFFSETS = st.integers(0, 5)
 #: Places to refer to; a log has some thirty.

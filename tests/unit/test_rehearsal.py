@@ -22,9 +22,10 @@ from llmagentos.agents.standing import Still, stand_still, stands_still
 from llmagentos.agents.versions import Replacing, _drain  # pyright: ignore[reportPrivateUsage]
 from llmagentos.cli.main import app
 from llmagentos.streams.errors import DeploymentError
-from llmagentos.streams.journal import Entry, step_record
+from llmagentos.streams.journal_record import step_record
 from llmagentos.streams.message import question_id
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.unfinished import Entry
 from llmagentos.streams.views import Place
 
 MESSAGE = Message.create("x", to="till", conversation="c")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from llmagentos.agents.replay import Replay
-from llmagentos.streams.journal import Entry, View
+from llmagentos.streams.journal import View
+from llmagentos.streams.unfinished import Entry
 
 CONVERSATIONS, HELD = 50, 100
 

@@ -21,7 +21,7 @@ from llmagentos.agents.context import Context
 from llmagentos.agents.steps import Steps, Suspended
 from llmagentos.agents.testing.clock import MovableClock
 from llmagentos.streams.errors import ChangedCode, ResultError, StepError, StepFailed, StepUnknown
-from llmagentos.streams.journal import CLEANUP, Wait
+from llmagentos.streams.journal_record import CLEANUP, Wait
 from llmagentos.streams.message import Message
 from llmagentos.streams.settings import Settings
 

@@ -17,7 +17,7 @@ from llmagentos.streams.decisions import the_one
 from llmagentos.streams.entries import Entry
 from llmagentos.streams.errors import InputError
 from llmagentos.streams.invocations import Invocation, Timeline
-from llmagentos.streams.journal import BLANK
+from llmagentos.streams.journal_record import BLANK
 from llmagentos.streams.masking import MASK, masked, masked_text, shortened
 from llmagentos.streams.message import Message
 from llmagentos.streams.pending import Pending, groups

@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient
 
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.endpoints import client_config
-from llmagentos.streams.journal import BLANK, SUBJECT
+from llmagentos.streams.journal_record import BLANK, SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry

@@ -17,7 +17,7 @@ from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
 from llmagentos.streams.admin import ensure_topics
-from llmagentos.streams.journal import SUBJECT
+from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer

@@ -17,7 +17,7 @@ from llmagentos.agents.steps import Steps
 from llmagentos.agents.testing import Agents
 from llmagentos.agents.work import Work
 from llmagentos.streams.errors import AnswerError
-from llmagentos.streams.journal import step_record
+from llmagentos.streams.journal_record import step_record
 
 from .journals import Books
 

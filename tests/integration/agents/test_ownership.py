@@ -13,7 +13,8 @@ from llmagentos.streams import ownership
 from llmagentos.streams.admin import Admin, ensure_topics
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.gate import decode_note
-from llmagentos.streams.journal import SUBJECT, Note
+from llmagentos.streams.journal import Note
+from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.message import Message, child_id
 from llmagentos.streams.ownership import Ownership
 from llmagentos.streams.producer import MESSAGE_ID, Producer

@@ -14,7 +14,8 @@ import pytest
 from llmagentos.agents.dead_letters import DeadLetters
 from llmagentos.agents.testing.run import running
 from llmagentos.streams.admin import Admin
-from llmagentos.streams.journal import SUBJECT, View
+from llmagentos.streams.journal import View
+from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
