@@ -400,16 +400,17 @@ class View:
         return claims[0]
 
     def movable(self, below: int, before_ms: int) -> list[Entry]:
-        """What a copy may move now: the entries that lie below the journal offset *below*, or are older.
+        """What a copy may move now: the entries that lie below the journal offset *below*, or are older; lowest first.
 
         Only of conversations that wait: nothing of them is under way, so that no record of what became of an entry
         can come before its copy.
         """
-        return [
+        found = [
             entry
-            for conversation in self.open.values()
-            if conversation.waits
-            for entry in conversation
-            if (entry.at < below or entry.since < before_ms) and entry.at not in self._unsent
-            if entry.state != "unknown"
+            for entry in self.entries.values()
+            if (entry.low < below or entry.since < before_ms)
+            and entry.at not in self._unsent
+            and entry.state != "unknown"
+            and self.open[entry.conversation_id].waits
         ]
+        return sorted(found, key=lambda entry: entry.low)
