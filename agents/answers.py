@@ -20,7 +20,7 @@ from llmagentos.streams.message import Message
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.wire import Codec
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "comes_from"]
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Answers:
         future, asked, item = self._waiting.get(question, (None, "", ""))
         if future is None:
             self._keep(answer, place, at)
-        elif answer.sender != asked and not (answer.type == "error" and LATE in answer.attributes):
+        elif not comes_from(answer, asked):
             what = f"question {question} ({item})" if item else f"question {question}"
             log.warning("agent %r answered %s, which was for %r: passed over", answer.sender, what, asked)
         else:
@@ -143,3 +143,8 @@ class Answers:
             _, place, at = self._early.pop(next(iter(self._early)))
             if place is not None and place in self._positions:  # the next owner is to read it again
                 self._passed_over[place] = min(at, self._passed_over.get(place, at))
+
+
+def comes_from(answer: Message, asked: str) -> bool:
+    """Whether *answer* is of the agent that was asked, or says that its deadline passed."""
+    return answer.sender == asked or (answer.type == "error" and LATE in answer.attributes)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from heapq import heappop, heappush
 from typing import Any, Final
 
+from llmagentos.agents.answers import comes_from
 from llmagentos.agents.blobs import Blobs
-from llmagentos.agents.outputs import LATE
 from llmagentos.agents.steps import RESERVED
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import NotOwner, ResultError
@@ -91,7 +91,7 @@ class Waiting:
         if entry is None or entry.state not in _JOURNALED:
             return False
         wait = next((wait for wait in entry.waits if wait.about == answer.caused_by), None)
-        if wait is not None and not fits(wait.name, answer):
+        if wait is not None and not comes_from(answer, wait.name.removeprefix(f"{RESERVED}ask ")):
             log.warning(
                 "an answer from %r to question %s, which was for %r, is passed over",
                 answer.sender,
@@ -173,11 +173,6 @@ class Waiting:
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def fits(name: str, answer: Message) -> bool:
-    """Whether *answer* is from whom the step `ask AGENT` asked, or says that its deadline passed."""
-    return name == f"{RESERVED}ask {answer.sender}" or (answer.type == "error" and LATE in answer.attributes)
 
 
 async def step_of_answer(answer: Message, encoded: bytes, blobs: Blobs) -> dict[str, Any]:
