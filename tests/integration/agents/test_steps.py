@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, cast
@@ -13,7 +14,10 @@ import pytest
 from llmagentos.agents import Context, Message, agent
 from llmagentos.agents.testing import Agents
 from llmagentos.agents.testing.run import running
+from llmagentos.streams.admin import Admin
 from llmagentos.streams.errors import AnswerTimeout
+from llmagentos.streams.gate import decode_note
+from llmagentos.streams.journal import Note
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.wire import Codec
 
@@ -294,3 +298,35 @@ async def test_the_first_answer_of_who_was_asked_counts(agents: Agents, caplog: 
             await books.answer(line.partition, question, sender, content)
         assert (await asked).text == "first"
     assert "an answer from 'stranger' to question" in caplog.text
+
+
+async def test_who_is_suspended_is_answered_though_no_commit_says_that_anybody_asked(agents: Agents) -> None:
+    """Its worker died between the suspension and the next commit, and nobody was ever answered."""
+    going = asyncio.Event()
+
+    @agent("asker")
+    async def asker(message: Message, ctx: Context) -> str:
+        return await ctx.ask("oracle", "why")
+
+    @agent("oracle")
+    async def oracle(message: Message, ctx: Context) -> str:
+        await going.wait()
+        return "42"
+
+    settings, books = agents.settings, Books(agents.settings, "asker")
+    async with agents.run(oracle):
+        async with agents.run(asker, suspend_after_s=0.1) as first:
+            await first.send("asker", "x", conversation="c")
+            await books.until("suspend")
+        admin, inbox = await asyncio.to_thread(Admin, settings), settings.topic("agent.asker")
+        said = await asyncio.to_thread(admin.commits, first.deployment, [inbox])
+        before = {}
+        for place, (offset, metadata) in said.items():
+            note = decode_note(metadata)
+            before[place] = offset, metadata.replace(note, str(replace(Note.parse(note), answers=-1)))
+        await asyncio.to_thread(admin.commit, first.deployment, before)
+        async with agents.run(asker) as second:
+            await second.send("asker", "y", conversation="c")
+            await books.until("held")  # its worker has read all that there is
+            going.set()
+            assert (await books.until("done"))[0].record["outputs"]
