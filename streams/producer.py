@@ -48,7 +48,7 @@ librdkafka_log.setLevel(logging.CRITICAL + 1)
 #: The Kafka header that carries a message's id, so that duplicates are seen without decoding.
 MESSAGE_ID = "message-id"
 
-#: Sends not yet acknowledged at which `full` becomes true: 50 ms at 400k/s (librdkafka's measured best here), ten
+#: Sends not yet acknowledged at which `full` becomes true: 50 ms at 400k/s (librdkafka's measured best here), fifty
 #: times the linger, so that it never limits the rate; with their Python objects about 20 MB.
 MAX_QUEUED = 20_000
 #: The same in bytes: what two brokers take in some 100 ms over 10 GbE.
@@ -58,7 +58,7 @@ EBB = 0.75
 #: Beyond this many times the bounds `produce` itself waits, as its caller does not ask `full`.
 HARD = 4
 
-#: Seconds between polls: while someone waits, while something is in flight (librdkafka's linger is as long), and
+#: Seconds between polls: while someone waits, while something is in flight (a few times the linger), and
 #: else, for errors and token refreshes.
 POLL_WAITING_S = 0.001
 POLL_BUSY_S = 0.005

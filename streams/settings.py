@@ -64,7 +64,10 @@ class Settings(BaseSettings):
     partitions: int = Field(8, ge=1, le=10_000, description="Of a topic at its birth; fixed from then on.")
     replication: int = Field(0, ge=0, le=32_767, description="0: three, or the brokers there are if fewer.")
 
-    linger_ms: float = Field(5.0, ge=0, description="How long a producer waits to fill a batch (librdkafka's default).")
+    #: docs/decisions/0057-linger.md has the measurement.
+    linger_ms: float = Field(
+        1.0, ge=0, description="How long a producer waits to fill a batch; under load they fill by themselves."
+    )
     delivery_timeout_s: float = Field(
         120.0,
         gt=0,

@@ -44,7 +44,7 @@ HELD_BYTES = 16 * 1024 * 1024
 #: A reading that gets nothing for so long, with more to come, is an error: a new leader is elected within 10 s.
 STALLED_S = 30.0
 
-#: While following, a record waits this long for earlier ones of other partitions. A producer's linger (5 ms by
+#: While following, a record waits this long for earlier ones of other partitions. A producer's linger (1 ms by
 #: default) and the network are well below it; people don't notice it.
 LATENESS_S = 0.3
 
