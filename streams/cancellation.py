@@ -93,8 +93,8 @@ class Cancellation:
     ) -> None:
         self._settings = settings
         self._decoder = decoder
-        self._served = served
         self._log = log
+        self._served = dict(served) | self._undeployed(served)
         self._open(conversation)
         self.root = self._root(conversation)
         if self.root != conversation:
@@ -210,15 +210,16 @@ class Cancellation:
     def _inbox(self, agent: str) -> Iterator[Unfinished]:
         """What is in the inbox of *agent* and not finished."""
         served = self._served[agent]
-        if served.topic not in self._log.topics():
+        topic = served.topic
+        if topic not in (topics := self._log.topics()):
             return
+        commits = Admin(self._settings).commits(served.group, [topic]) if served.group else {}
         spans: dict[tuple[str, int], tuple[int, int]] = {}
         runs: dict[int, list[tuple[int, int]]] = {}
-        for (topic, partition), (offset, metadata) in (
-            Admin(self._settings).commits(served.group, [served.topic]).items()
-        ):
+        for partition in range(topics[topic]):
+            offset, metadata = commits.get((topic, partition), (0, ""))  # nothing is committed before the first is done
             low, end = self.views.spans.ends(topic, partition)
-            runs[partition] = list(decode_finished(offset, metadata)) if offset >= 0 else []
+            runs[partition] = list(decode_finished(offset, metadata))
             if (start := max(low, offset)) < end:
                 spans[topic, partition] = (start, end)
         for batch in self.views.spans.read(spans):
@@ -242,6 +243,19 @@ class Cancellation:
                     "new" if entry is None else "open",
                     message.timestamp,
                 )
+
+    def _undeployed(self, served: Mapping[str, Served]) -> dict[str, Served]:
+        """Agents that have an inbox and no card: whoever deploys them again goes on with what lies there.
+
+        Which group served one is told by its commits; where there are none, all of its inbox is unfinished.
+        """
+        stem = self._settings.topic("agent.")
+        left = {t for t in self._log.topics() if t.startswith(stem) and t.removeprefix(stem) not in served}
+        found = dict.fromkeys(left, "")
+        admin = Admin(self._settings)
+        for group in admin.groups() if left else ():
+            found |= {topic: group for topic, _ in admin.commits(group, left)}
+        return {topic.removeprefix(stem): Served(group, topic) for topic, group in found.items()}
 
     def _picked(self, place: Place, offset: int) -> Message | None:
         """One that was too large for the journal."""

@@ -38,7 +38,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the agent's card says: the consumer group that serves it, and the topic that it reads."""
+    """What the agent's card says: the consumer group that serves it, and the topic that it reads.
+
+    Attributes:
+        group: empty: none did as yet.
+    """
 
     group: str
     topic: str
@@ -167,7 +171,7 @@ class Views:
     def _notes(self, agent: str) -> dict[int, Note]:
         """What the last commits of its inbox say, by partition."""
         served = self._served.get(agent)
-        if served is None:
+        if served is None or not served.group:
             return {}
         commits = Admin(self._settings).commits(served.group, [served.topic])
         return {partition: Note.parse(decode_note(metadata)) for (_, partition), (_, metadata) in commits.items()}
@@ -175,7 +179,7 @@ class Views:
     def finished(self, agent: str, offsets: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
         """Those (partition, offset) of its inbox that are handled, or in the journal."""
         served = self._served.get(agent)
-        if served is None:
+        if served is None or not served.group:
             return set()
         commits = Admin(self._settings).commits(served.group, [served.topic])
         done: set[tuple[int, int]] = set()

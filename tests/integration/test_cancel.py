@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from llmagentos.agents import Context, Message, agent
+from llmagentos.agents.provision import retire
 from llmagentos.agents.testing import Agents
 from llmagentos.streams.errors import AnswerError
 
@@ -76,3 +77,31 @@ async def test_a_whole_tree_is_cancelled_and_everybody_is_told(agents: Agents) -
         missing = await llmagentos("cancel", "nowhere", "--yes", status=1)
         assert "no message of conversation 'nowhere'" in missing.said
     assert sorted(calls) in (["a", "b", "desk"], ["a", "b", "desk", "not cancelled but told"])
+
+
+async def test_what_an_agent_left_that_is_not_deployed_any_more_is_cancelled(agents: Agents) -> None:
+    """Whoever deploys it again goes on with all of it, so that it is unfinished."""
+    calls: list[str] = []
+
+    @agent("desk", retries=0)
+    async def desk(message: Message, ctx: Context) -> str:
+        calls.append(message.text)
+        if message.text == "stuck":
+            await ctx.step("begin", lambda: None)
+            await ctx.sleep(3600)
+        return "done"
+
+    async with agents.run(desk, drain_timeout_s=0.1, suspend_after_s=600) as first:
+        assert (await first.ask("desk", "before", conversation="a")).text == "done"
+        await first.send("desk", "stuck", conversation="c")
+        await Books(agents.settings, "desk").until("step")
+        await first.send("desk", "new", conversation="c")
+    await asyncio.to_thread(retire, agents.settings, first.deployment)
+    said = (await llmagentos("cancel", "c", "--yes", "--timeout", "1", "-o", "json", status=1)).json
+    assert [each["state"] for each in said["messages"]] == ["open", "new"]
+    assert "nothing of conversation a is unfinished" in (await llmagentos("cancel", "a", "--yes")).out
+    async with agents.run(desk) as again:
+        await again.settled()
+        told = [message for message in await again.outputs("c") if message.type == "error"]
+    assert [each.content["cause"] for each in told] == ["cancelled"] * 2
+    assert calls in (["before", "stuck"], ["before", "stuck", "stuck"])
