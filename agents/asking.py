@@ -238,7 +238,7 @@ class Asking:
         question_key = question_id(message.message_id, self._agent, name, max(0, message.offset))
         wait_s = outputs.settings.ask_timeout_s if timeout is None else timeout
         if message.deadline is not None:
-            wait_s = min(wait_s, message.deadline / 1_000 - outputs.clock.time())
+            wait_s = max(0.0, min(wait_s, message.deadline / 1_000 - outputs.clock.time()))
         result = steps.answers.get(question_key)
         if result is None:
             await steps.fresh(identity)
