@@ -218,8 +218,9 @@ def _decide(
             _print_late(conversation, end or Decided("", "", "", 0, -1, pending.agent, pending.about), output)
             raise typer.Exit(1)
         gone_on = None if wait_s is None else _wait(pendings, pending, end, wait_s)
-    _print_decided(outcome, pending, end, gone_on, output)
-    if gone_on is False:
+        parked = bool(gone_on) and pendings.parked(pending)
+    _print_decided(outcome, pending, end, gone_on, parked, output)
+    if gone_on is False or parked:
         raise typer.Exit(1)
 
 
@@ -336,7 +337,9 @@ def _print_groups(found: Iterable[Group]) -> None:
     errors.print(f"{total:,} wait; --each shows them one by one, --agent, --for and --older choose", soft_wrap=True)
 
 
-def _print_decided(word: str, pending: Pending, end: Decided, gone_on: bool | None, output: Output) -> None:
+def _print_decided(
+    word: str, pending: Pending, end: Decided, gone_on: bool | None, parked: bool, output: Output
+) -> None:
     from llmagentos.cli.output import errors, print_json
 
     if output is Output.json:
@@ -351,6 +354,7 @@ def _print_decided(word: str, pending: Pending, end: Decided, gone_on: bool | No
                 "why": end.why,
                 "at": end.at,
                 "gone_on": gone_on,
+                "parked": parked,
             }
         )
         return
@@ -358,7 +362,14 @@ def _print_decided(word: str, pending: Pending, end: Decided, gone_on: bool | No
     why = f": {end.why}" if end.why else ""
     _line(f"{past} by {end.by}{why}")
     _line(f"  {pending.agent}, conversation {pending.conversation_id}: {_what(pending)}")
-    if gone_on:
+    if parked:
+        errors.print(
+            f"its handler has gone on and failed: `llmagentos dead show --conversation {pending.conversation_id}` says"
+            " why, and the conversation waits until somebody redrives or drops it",
+            markup=False,
+            soft_wrap=True,
+        )
+    elif gone_on:
         _line("  its handler has gone on")
     elif gone_on is False:
         errors.print(

@@ -272,6 +272,11 @@ class Pendings:
         over = pending.offset not in self.views[pending.place].entries
         return over or (steps is not None and steps.owner_at > since)
 
+    def parked(self, pending: Pending) -> bool:
+        """Whether its message failed, and its conversation waits for a person again."""
+        entry = self.views[pending.place].entries.get(pending.offset)
+        return entry is not None and entry.state == "parked" and not entry.wish
+
     def decisions(self, conversation: str, agents: Sequence[str] = ()) -> list[Decided]:
         """How approvals of a conversation ended, as far back as the journal goes; the first end of each, by time."""
         places = self.places(Selection(agents=agents, conversation=conversation))

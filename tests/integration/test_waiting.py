@@ -258,3 +258,17 @@ async def test_what_failed_and_what_needs_no_step_is_shown_too(agents: Agents) -
         assert "approval, but for answer of bank" in (await llmagentos("approve", "n", "-a", "refunds", status=1)).said
         assert "bank waits for a timer until" in (await llmagentos("steps", "n")).out
         assert "no message of conversation 'nobody'" in (await llmagentos("steps", "nobody", status=1)).said
+
+
+async def test_who_decides_and_waits_is_told_that_the_handler_failed(agents: Agents) -> None:
+    @agent("till", retries=0)
+    async def till(message: Message, ctx: Context) -> None:
+        await ctx.approve("pay?")
+        raise ValueError("no money")
+
+    async with agents.run(till) as run:
+        await run.send("till", "x", conversation="p-1")
+        await waits(run, "p-1", "pay?")
+        told = await llmagentos("approve", "p-1", "--wait", status=1)
+        assert "approved by" in told.out
+        assert "dead show --conversation p-1" in told.said
