@@ -12,6 +12,15 @@ from llmagentos.agents.effects.values import SET, Dotted, Frame
 
 __all__ = ["Order"]
 
+#: Of the context, what gives an awaitable.
+_AWAITED = tuple(
+    Dotted(f"<ctx>.{name}")
+    for name in (
+        *("ask", "gather", "map", "step", "sleep", "approve", "version", "history"),
+        *("reply", "tell", "emit", "publish"),
+    )
+)
+
 _SPAWNERS = ("asyncio.create_task", "asyncio.ensure_future", "asyncio.TaskGroup().create_task")
 
 _ORDERED_COPIES = ("builtins.list", "builtins.tuple", "builtins.iter", "builtins.enumerate", "builtins.reversed")
@@ -24,6 +33,17 @@ class Order(Calls):
         super().__init__(reader, node, frame, via, cleanup=cleanup)
         self.looped = False
         self.spawned: dict[str, list[tuple[ast.Call, set[str]]]] = {}  # tasks, by what makes them
+
+    # --- not at all
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        """A statement that is a call alone: what it gives is dropped, and of a coroutine nothing is done."""
+        call = node.value
+        waits = isinstance(self.node, ast.AsyncFunctionDef)  # a plain function's calls block
+        if waits and isinstance(call, ast.Call) and self._value(call.func) in _AWAITED:
+            shown = ast.unparse(call.func)
+            self._report(call, "E208", f"`{shown}(...)` is not awaited: it does nothing", f"`await {shown}(...)`")
+        self.generic_visit(node)
 
     # --- side by side
 

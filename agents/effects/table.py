@@ -58,6 +58,7 @@ CODES = {
     "E205": "state of the process is changed",
     "E206": "who finishes first decides the order of steps",
     "E207": "a step is given a coroutine in place of a function",
+    "E208": "something of the context is called and not awaited",
 }
 
 _VERBS = ("get", "post", "put", "patch", "delete", "head", "options", "request")

@@ -223,6 +223,9 @@ def test_what_is_worked_out_for_a_step_runs_outside_it() -> None:
         await ctx.step("b", partial(fetch, uuid.uuid4()))  #> E103
         await ctx.step(f"c-{random.random()}", fetch)  #> E102
         await ctx.step("d", fetch("x"))  #> E207
+        ctx.step("e", fetch, "x")  #> E208
+        later = ctx.step("f", fetch, "x")
+        await later
         await ctx.step("e", httpx.get("x"))  #> E104
         """,
         """
