@@ -51,10 +51,11 @@ class Replay:
         self._known: set[str] = set()  # the same, and those that are in their lanes
         self._in_lanes: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def consider(self, conversation_id: str) -> None:
         """Something changed in this conversation: bring it on, if it is not on its way and waits for nobody."""
-        if conversation_id in self._known:
+        if conversation_id in self._known or self._stopped:
             return
         conversation = self._assignment.view.get(conversation_id)
         if conversation is None or conversation.waits or conversation.first.offset in self._assignment.journaled:
@@ -75,7 +76,8 @@ class Replay:
             self.consider(entry.conversation_id)
 
     def stop(self) -> None:
-        """Bring nothing more."""
+        """Bring nothing more, though what is in the lanes ends, and leaves others behind that could go on."""
+        self._stopped = True
         self._ready.clear()
         if self._task is not None:
             self._task.cancel()

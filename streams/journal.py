@@ -230,7 +230,7 @@ class View:
         left = tuple(wait for wait in entry.waits if not wait.ends_by(step))
         if len(left) < len(entry.waits):
             entry.waits, entry.ready = left, True
-        elif step["outcome"] in FROM_OUTSIDE:
+        if step["outcome"] in FROM_OUTSIDE:
             entry.early += ({name: step[name] for name in ("name", "number", "outcome", "about")},)
 
     def _decision(self, record: Mapping[str, Any], at: int) -> Entry | None:

@@ -36,7 +36,8 @@ class Entry:
         waits: what it is suspended for; without what has come.
         waits_at: where the newest of that was said, if not with the payload.
         ready: something that it was suspended for has come.
-        early: answers and decisions that came while its handler ran, and may be suspended for them yet.
+        early: answers and decisions that came since it was suspended last: a run that began before it had read them
+            may be suspended for them yet.
     """
 
     offset: int

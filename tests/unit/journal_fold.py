@@ -23,7 +23,7 @@ class Said:
         place: of its payload; said: of what it waits for, if that is elsewhere.
         steps: where each was written first, and is now.
         waits: what it is suspended for and has not come; ready: something of it has.
-        early: what came from outside and nobody waited for yet.
+        early: what came from outside since it was suspended last.
     """
 
     state: str
@@ -77,7 +77,7 @@ def _with_step(said: Said, step: Mapping[str, Any], at: int) -> Said:
     left = tuple(waits for waits in said.waits if not ends(waits, step))
     said = replace(said, steps=(*said.steps, (at, at)))
     if len(left) < len(said.waits):
-        return replace(said, waits=left, ready=True)
+        said = replace(said, waits=left, ready=True)
     if step["outcome"] in ("answer", *DECISIONS):
         return replace(said, early=(*said.early, tuple(step[k] for k in ("name", "number", "outcome", "about"))))
     return said

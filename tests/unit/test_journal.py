@@ -165,6 +165,16 @@ class Late(View):
         super()._suspend(entry, record, at)
 
 
+class Trustful(View):
+    """The seeded bug: who goes on because of an answer is believed to have it, though it is suspended for it again."""
+
+    def _add_step(self, entry: Entry, step: Mapping[str, Any], at: int) -> None:
+        early, waits = entry.early, entry.waits
+        super()._add_step(entry, step, at)
+        if len(entry.waits) < len(waits):
+            entry.early = early
+
+
 class Spent(View):
     """The seeded bug: once its message is kept elsewhere, steps are needed no more."""
 
@@ -230,7 +240,22 @@ class Doubling(View):
         super()._copy_step({**record, "refers": at}, at)
 
 
-BUGS = [Blind, Trusting, AnyPark, Forgetful, Late, Spent, Heirloom, Bold, Rash, Doubling, Deaf, Careless, Merciless]
+BUGS = [
+    Blind,
+    Trusting,
+    AnyPark,
+    Forgetful,
+    Late,
+    Trustful,
+    Spent,
+    Heirloom,
+    Bold,
+    Rash,
+    Doubling,
+    Deaf,
+    Careless,
+    Merciless,
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -82,3 +82,28 @@ async def test_all_comes_once_in_order_and_little_is_read_in_vain(order: Sequenc
         offsets = [entry.offset for entry in brought if entry.conversation_id == f"c{number}"]
         assert offsets == sorted(offsets)
     assert read < 3 * total
+
+
+async def test_what_ends_while_the_partition_goes_brings_nothing_more() -> None:
+    """A handler that is let go, as its partition is another worker's, would run again here: side by side with that."""
+    view = journal(ONE_BY_ONE)
+    brought: list[Entry] = []
+
+    async def payloads(entries: Sequence[Entry]) -> dict[int, Mapping[str, Any]]:
+        return {entry.payload_at: {} for entry in entries}
+
+    assignment: Any = SimpleNamespace(
+        view=view.open, journaled=set(), open=True, ownership=SimpleNamespace(payloads=payloads)
+    )
+    room: Any = SimpleNamespace(left=lambda: 1)
+    replay = Replay(assignment, lambda entry, _: brought.append(entry), room, lambda error: pytest.fail(str(error)))
+    replay.consider("c0")
+    async with asyncio.timeout(10):
+        while not brought:
+            await asyncio.sleep(0)
+    replay.stop()
+    replay.ended(brought[0])
+    replay.consider("c1")
+    for _ in range(100):  # turns of the loop: the first one takes three
+        await asyncio.sleep(0)
+    assert [entry.offset for entry in brought] == [0]
