@@ -81,7 +81,7 @@ def cancel(
         open_journals() as (settings, decoder, log, served),
         closing(Cancellation(settings, decoder, served, log, conversation)) as cancellation,
     ):
-        found = cancellation.unfinished()
+        found = cancellation.found
         parked = [each for each in found if each.state == "parked"]
         wanted = [each for each in found if each.state != "parked"]
         if wanted and not yes:

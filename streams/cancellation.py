@@ -7,32 +7,27 @@ from where the groups' commits say: which other conversations a handler asked in
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
 import confluent_kafka
-import orjson
 
 from llmagentos.streams.admin import Admin
 from llmagentos.streams.conversations import Tree, kinds
-from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.entries import Decoder
 from llmagentos.streams.errors import InputError, RecordError, SchemaError
 from llmagentos.streams.gate import decode_finished
-from llmagentos.streams.journal_record import BLANK, SUBJECT, step_record
-from llmagentos.streams.message import JSON, Message, child_id
+from llmagentos.streams.message import Message, child_id
 from llmagentos.streams.position import BEGINNING, END
 from llmagentos.streams.producer import MESSAGE_ID, Producer
+from llmagentos.streams.saying import say
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.tail import Log
-from llmagentos.streams.views import COMMAND, Place, Served, Views
+from llmagentos.streams.views import Place, Served, Views
 from llmagentos.streams.wire import Codec
 
-__all__ = ["WHY_MAX", "Cancellation", "Outcome", "Unfinished", "tells_error"]
-
-#: Of what a person says of why: a page, as of a decision. It is in every answer that is cancelled.
-WHY_MAX: Final = 10_000
+__all__ = ["Cancellation", "Outcome", "Unfinished", "tells_error"]
 
 #: The error that answers a message: its place among what an agent sends (agents/context.py).
 _ERROR: Final = -1
@@ -82,6 +77,7 @@ class Cancellation:
     Attributes:
         root: the conversation that the tree began with.
         views: of all journals.
+        found: what was unfinished at first, by time.
 
     Raises:
         InputError: there is no such conversation, or it belongs to several trees.
@@ -96,10 +92,13 @@ class Cancellation:
         self._log = log
         self._served = dict(served) | self._undeployed(served)
         self._open(conversation)
-        self.root = self._root(conversation)
+        found = list(self._all())
+        self.root = self._root(conversation, found)
         if self.root != conversation:
             self.close()
             self._open(self.root)
+            found = list(self._all())
+        self.found = self._of_tree(found)
 
     @property
     def codec(self) -> Codec:
@@ -112,8 +111,7 @@ class Cancellation:
 
     def unfinished(self) -> list[Unfinished]:
         """All of it now, by time."""
-        found = [each for each in self._all() if each.root == self.root]
-        return sorted(found, key=lambda each: (each.since, each.agent, each.partition, each.offset))
+        return self._of_tree(self._all())
 
     async def cancel(self, producer: Producer, each: Unfinished, *, by: str, why: str) -> None:
         """Tell the owner of *each* to end it.
@@ -121,24 +119,8 @@ class Cancellation:
         Raises:
             InputError: *why* is too long. DeliveryError: Kafka did not take it.
         """
-        if len(why) > WHY_MAX:
-            raise InputError(f"--why has {len(why):,} characters; the limit is {WHY_MAX:,}", fix="say it shorter")
-        said = {name: text.encode(errors="replace").decode() for name, text in (("by", by), ("why", why))}
-        value = self._decoder.codec.writer(SUBJECT, "journal")(
-            {
-                **BLANK,
-                "kind": "cancel",
-                "writer": by,
-                "at": time.time_ns() // 1_000_000,
-                "offset": each.offset,
-                "conversation_id": each.conversation_id,
-                "message_id": each.message_id,
-                "step": step_record("ctx.cancel", 0, "cancel", content_type=JSON, body=orjson.dumps(said)),
-            }
-        )
-        key = each.conversation_id.encode(errors="replace")
         topic = self.views.topic(each.agent)
-        await producer.post(topic, value, key, each.partition, [(COMMAND, b"cancel")], kind=Delivery)
+        await say(producer, self.codec, topic, each, "cancel", name="ctx.cancel", number=0, by=by, why=why)
 
     def outcomes(self, asked: Sequence[Unfinished]) -> dict[Unfinished, Outcome]:
         """What became of those of *asked* that are over."""
@@ -162,6 +144,10 @@ class Cancellation:
         return found
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _of_tree(self, found: Iterable[Unfinished]) -> list[Unfinished]:
+        mine = (each for each in found if each.root == self.root)
+        return sorted(mine, key=lambda each: (each.since, each.agent, each.partition, each.offset))
 
     def _open(self, text: str) -> None:
         """Read what has *text* in it."""
@@ -203,21 +189,19 @@ class Cancellation:
                     yield Unfinished(
                         *place, entry.offset, entry.conversation_id, root, entry.message_id, state, entry.since
                     )
-        for agent in self._served:
-            if not self._foreign(agent):
-                yield from self._inbox(agent)
+        topics = self._log.topics()
+        inboxes = {a: topics[of.topic] for a, of in self._served.items() if of.topic in topics and not self._foreign(a)}
+        commits = self.views.commits(inboxes)
+        for agent, partitions in inboxes.items():
+            yield from self._inbox(agent, partitions, commits[agent])
 
-    def _inbox(self, agent: str) -> Iterator[Unfinished]:
+    def _inbox(self, agent: str, partitions: int, commits: Mapping[int, tuple[int, str]]) -> Iterator[Unfinished]:
         """What is in the inbox of *agent* and not finished."""
-        served = self._served[agent]
-        topic = served.topic
-        if topic not in (topics := self._log.topics()):
-            return
-        commits = Admin(self._settings).commits(served.group, [topic]) if served.group else {}
+        topic = self._served[agent].topic
         spans: dict[tuple[str, int], tuple[int, int]] = {}
         runs: dict[int, list[tuple[int, int]]] = {}
-        for partition in range(topics[topic]):
-            offset, metadata = commits.get((topic, partition), (0, ""))  # nothing is committed before the first is done
+        for partition in range(partitions):
+            offset, metadata = commits.get(partition, (0, ""))  # nothing is committed before the first is done
             low, end = self.views.spans.ends(topic, partition)
             runs[partition] = list(decode_finished(offset, metadata))
             if (start := max(low, offset)) < end:
@@ -277,8 +261,7 @@ class Cancellation:
         """Whether it reads a topic of others, whose records don't say which conversation they belong to."""
         return self.views.inbox(agent) != self._settings.topic(f"agent.{agent}")
 
-    def _root(self, conversation: str) -> str:
-        found = list(self._all())
+    def _root(self, conversation: str, found: Sequence[Unfinished]) -> str:
         roots = {each.root for each in found if each.conversation_id == conversation}
         if conversation in roots or any(each.root == conversation for each in found):
             return conversation

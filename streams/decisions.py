@@ -7,22 +7,13 @@ for one step the first in the log counts, whoever reads it: so who decides reads
 from __future__ import annotations
 
 import asyncio
-import time
 
-import orjson
-
-from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.errors import InputError
-from llmagentos.streams.journal_record import BLANK, SUBJECT, step_record
-from llmagentos.streams.message import JSON
 from llmagentos.streams.pending import Decided, Pending, Pendings
 from llmagentos.streams.producer import Producer
-from llmagentos.streams.views import COMMAND
+from llmagentos.streams.saying import say
 
-__all__ = ["WHY_MAX", "decide", "the_one"]
-
-#: Of what a person says of their decision: a page. It comes back to the handler, with every rerun.
-WHY_MAX = 10_000
+__all__ = ["decide", "the_one"]
 
 
 def the_one(found: list[Pending], conversation: str, *, step: int | None = None) -> Pending | None:
@@ -58,30 +49,16 @@ async def decide(
         InputError: *why* is too long. DeliveryError: Kafka did not take it.
         BrokerError: it was written, and could not be read back; to say it again does no harm.
     """
-    if len(why) > WHY_MAX:
-        raise InputError(f"--why has {len(why):,} characters; the limit is {WHY_MAX:,}", fix="say it shorter")
-    outcome = "approve" if approve else "reject"
-    at = time.time_ns() // 1_000_000
-    body = orjson.dumps({key: text.encode(errors="replace").decode() for key, text in (("by", by), ("why", why))})
-    value = pendings.codec.writer(SUBJECT, "journal")(
-        {
-            **BLANK,
-            "kind": outcome,
-            "writer": by,
-            "at": at,
-            "offset": pending.offset,
-            "conversation_id": pending.conversation_id,
-            "message_id": pending.message_id,
-            "step": step_record(pending.name, pending.number, outcome, content_type=JSON, body=body),
-        }
-    )
-    place = await producer.post(
+    place, at = await say(
+        producer,
+        pendings.codec,
         pendings.views.topic(pending.agent),
-        value,
-        pending.conversation_id.encode(errors="replace"),
-        pending.partition,
-        [(COMMAND, outcome.encode())],
-        kind=Delivery,
+        pending,
+        "approve" if approve else "reject",
+        name=pending.name,
+        number=pending.number,
+        by=by,
+        why=why,
     )
     await asyncio.to_thread(pendings.refresh)
     end = pendings.end_of(pending)

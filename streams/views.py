@@ -118,10 +118,11 @@ class Views:
         """
         there = log.topics()
         wanted = [place for place in places if place.partition < there.get(self.topic(place.agent), 0)]
-        notes = {agent: self._notes(agent) for agent in {place.agent for place in wanted}}
+        commits = self.commits({place.agent for place in wanted})
         where = [(self.topic(place.agent), place.partition) for place in wanted]
         for place, span in zip(wanted, log.spans(where, Position("time", since_ms), END), strict=True):
-            note = self._noted[place] = notes[place.agent].get(place.partition, Note())
+            _, metadata = commits[place.agent].get(place.partition, (0, ""))
+            note = self._noted[place] = Note.parse(decode_note(metadata))
             view = self._views[place] = View(max(span.low, note.low), note.claim)
             self._read_to[place] = min(span.start, view.position)
 
@@ -168,23 +169,30 @@ class Views:
         if entry["kind"] in COMMANDS - DECISIONS - {"cancel"} and entry["refers"] < 0:
             self.marks[place, entry["offset"]] = Mark(entry["kind"], entry["writer"], entry["at"])
 
-    def _notes(self, agent: str) -> dict[int, Note]:
-        """What the last commits of its inbox say, by partition."""
-        served = self._served.get(agent)
-        if served is None or not served.group:
-            return {}
-        commits = Admin(self._settings).commits(served.group, [served.topic])
-        return {partition: Note.parse(decode_note(metadata)) for (_, partition), (_, metadata) in commits.items()}
+    def commits(self, agents: Iterable[str]) -> dict[str, dict[int, tuple[int, str]]]:
+        """The last commits of these agents' inboxes: offset and metadata, by agent and partition.
+
+        Raises:
+            BrokerError: the cluster does not answer.
+        """
+        found: dict[str, dict[int, tuple[int, str]]] = {}
+        of_group: dict[str, list[str]] = {}
+        for agent in agents:
+            found[agent] = {}
+            if (served := self._served.get(agent)) is not None and served.group:
+                of_group.setdefault(served.group, []).append(agent)
+        for group, served_by_it in of_group.items():  # each is asked once
+            agent_of = {self._served[agent].topic: agent for agent in served_by_it}
+            for (topic, partition), commit in Admin(self._settings).commits(group, agent_of).items():
+                found[agent_of[topic]][partition] = commit
+        return found
 
     def finished(self, agent: str, offsets: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
         """Those (partition, offset) of its inbox that are handled, or in the journal."""
-        served = self._served.get(agent)
-        if served is None or not served.group:
-            return set()
-        commits = Admin(self._settings).commits(served.group, [served.topic])
+        commits = self.commits([agent])[agent]
         done: set[tuple[int, int]] = set()
         for partition, offset in offsets:
-            committed, metadata = commits.get((served.topic, partition), (0, ""))
+            committed, metadata = commits.get(partition, (0, ""))
             runs = decode_finished(committed, metadata)
             if offset < committed or any(first <= offset <= last for first, last in runs):
                 done.add((partition, offset))
