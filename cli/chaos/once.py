@@ -16,7 +16,7 @@ import google_crc32c
 
 from llmagentos.cli.chaos.evidence import Entry, Evidence, Execution
 from llmagentos.cli.chaos.oracle import Case, Check, Verdict, earliest, some, valid
-from llmagentos.cli.chaos.workload import AGENTS, Line
+from llmagentos.cli.chaos.workload import Line
 
 __all__ = ["STEPS", "judge_durable"]
 
@@ -47,17 +47,11 @@ def judge_durable(
     moved = case.went_on_elsewhere()
     verdict = Verdict()
     verdict.checks = [
-        case.unacknowledged(),
-        case.lost(),
-        case.wrong(),
-        case.doubled(),
-        *(case.out_of_order(agent) for agent in AGENTS),
+        *case.effects(),
         case.recorded_again(),
         case.behind_a_later_one(),
         again,
-        case.fell(),
-        case.passed_unfinished(),
-        case.uncovered(),
+        *case.progress(),
         Check("dead letters", len(evidence.letters), detail=some(evidence.letters)),
         case.memory(),
     ]

@@ -84,14 +84,8 @@ def judge(
     again = case.handled_again()
     verdict = Verdict()
     verdict.checks = [
-        case.unacknowledged(),
-        case.lost(),
-        case.wrong(),
-        case.doubled(),
-        *(case.out_of_order(agent) for agent in AGENTS),
-        case.fell(),
-        case.passed_unfinished(),
-        case.uncovered(),
+        *case.effects(),
+        *case.progress(),
         *case.dead_letters(),
         case.memory(),
     ]
@@ -160,6 +154,15 @@ class Case:
         return finished
 
     # -- the checks
+
+    def effects(self) -> list[Check]:
+        """Of what the messages did."""
+        each = (self.unacknowledged(), self.lost(), self.wrong(), self.doubled())
+        return [*each, *(self.out_of_order(agent) for agent in AGENTS)]
+
+    def progress(self) -> list[Check]:
+        """Of what was committed."""
+        return [self.fell(), self.passed_unfinished(), self.uncovered()]
 
     def unacknowledged(self) -> Check:
         missing = [line for line in self.lines.values() if line.id not in self.acknowledged]
