@@ -35,6 +35,10 @@ NAME_MAX: Final = 200
 #: Of what a person is to decide: some pages, of which a list shows the beginning.
 WHAT_MAX: Final = 10_000
 
+#: Of a token's `run`, so that two of them compare as text: an offset has 63 bits, and nobody tries a million times.
+EPOCH_DIGITS: Final = 19
+ATTEMPT_DIGITS: Final = 6
+
 #: The step of an error: apart from those of a handler, which may say more when the message is redriven.
 ERROR_STEP = -1
 
@@ -77,6 +81,7 @@ class Context:
         "_again",
         "_answers",
         "_asking",
+        "_emitted",
         "_log",
         "_open_steps",
         "_outputs",
@@ -124,6 +129,7 @@ class Context:
         self.interrupt: Callable[[], None] | None = None
         self.cleans_up = False
         self._step = 0
+        self._emitted = (0, 0)  # tokens, and their characters
         self._replied = False
         self._reply_sent = False
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
@@ -600,8 +606,26 @@ class Context:
         )
 
     async def emit(self, content: object) -> None:
-        """Send a token or a partial result to the client of the conversation, ahead of the reply."""
-        token = self._outputs.child(self.message, self.agent, self._next_step(), content, type="token", recipient="")
+        """Send a token or a partial result to the client of the conversation, ahead of the reply.
+
+        A handler that runs again emits again what it said, in pieces of any size: each carries attributes by which a
+        reader shows nothing twice. `run` compares as text, and is higher for a later owner of the conversation and a
+        later attempt; `at` is how many characters of text this run emitted before it.
+        """
+        # A rerun whose model call is recorded emits none: a token must not shift the ids of what is sent after it.
+        run = f"{self._work.epoch:0{EPOCH_DIGITS}}.{self.attempt:0{ATTEMPT_DIGITS}}"
+        number, at = self._emitted
+        token = self._outputs.child(
+            self.message,
+            self.agent,
+            number,
+            content,
+            message_id=child_id(self.message.message_id, self.agent, f"token {run} {number}"),
+            type="token",
+            recipient="",
+            attributes={"run": run, "at": str(at)},
+        )
+        self._emitted = (number + 1, at + (len(content) if isinstance(content, str) else 0))
         self._outputs.send(self._outputs.to_client(token))
         await self._outputs.producer.ebb()
 

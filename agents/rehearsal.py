@@ -282,6 +282,7 @@ class _Work:
 
     state: _State | None
     chain: tuple[()] = ()
+    epoch: int = 0
     chain: tuple[()] = ()
 
 

@@ -95,6 +95,11 @@ class Work:
         return self.record.offset() or 0
 
     @property
+    def epoch(self) -> int:
+        """Of the hold on its inbox partition: higher than that of every earlier owner."""
+        return self.assignment.ownership.epoch
+
+    @property
     def chain(self) -> Chain:
         """Who asked because of whom, so that it came."""
         headers: Any = self.record.headers()
