@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import confluent_kafka
@@ -17,48 +18,58 @@ from llmagentos.agents.inbox import Inbox
 from llmagentos.agents.outputs import Outputs
 from llmagentos.agents.room import Room
 from llmagentos.streams.admin import ensure_topics
+from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
+from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import named
 from llmagentos.streams.transport.sink import Start
 from llmagentos.streams.wire import Codec
-
-ZERO = TP("inbox", 0)
 
 
 class Hands:
     """An inbox whose records are handed to it by the test, as the transport would."""
 
-    def __init__(self) -> None:
+    def __init__(self, tp: TP) -> None:
+        self.tp = tp
         self.finished: list[int] = []
         self.started: list[int] = []
         self.go = asyncio.Event()
         self.begun_again: list[TP] = []
         self.swallow = False
+        self.asks = False
+        self.heard: list[str] = []
+        self.producer: Producer
+        self.codec: Codec
         self.room = Room(1_000, 1_000_000, lambda: None)
         self.inbox: Inbox
 
     def deliver(self, *offsets: int) -> None:
         records = [
-            confluent_kafka.Message(topic="inbox", partition=0, offset=n, key=b"c%d" % n, value=b"v", timestamp=(1, 1))
+            confluent_kafka.Message(
+                topic=self.tp.topic, partition=0, offset=n, key=b"c%d" % n, value=b"v", timestamp=(1, 1)
+            )
             for n in offsets
         ]
-        self.inbox.deliver(ZERO, records)
+        self.inbox.deliver(self.tp, records)
 
 
 @pytest.fixture
 async def hands(settings: Settings) -> AsyncIterator[Hands]:
-    made = Hands()
+    made = Hands(TP(settings.topic("agent.slow"), 0))
     codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
     answers = Answers(settings, codec, name="test")
 
     @agent("slow")
     async def slow(message: Message, ctx: Any) -> None:
         made.started.append(message.offset)
+        if made.asks:
+            made.heard.append(await ctx.ask("other", "well?"))
+            return
         try:
             await made.go.wait()
         except asyncio.CancelledError:
@@ -66,15 +77,21 @@ async def hands(settings: Settings) -> AsyncIterator[Hands]:
                 raise
 
     def decode(record: Any) -> Message:
-        message = Message.create("x", to="slow", conversation=f"c{record.offset()}")
-        return Message(message.record, "inbox", 0, record.offset())
+        name = str(record.offset())
+        message = Message.create("x", to="slow", conversation=f"c{name}", message_id=f"m{name}")
+        return Message(message.record, made.tp.topic, 0, record.offset())
 
     quick = settings.model_copy(update={"drain_timeout_s": 0.2})
     await asyncio.to_thread(
-        ensure_topics, settings, [named(kind).of("slow") for kind in ("journal.NAME", "answers.NAME")]
+        ensure_topics,
+        settings,
+        [named(kind).of("slow") for kind in ("journal.NAME", "answers.NAME")]
+        + [named("agent.NAME").of(each) for each in ("slow", "other")],
     )
+    made.codec = codec
     await asyncio.to_thread(codec.writer, SUBJECT, "journal")
     async with Producer(settings) as producer:
+        made.producer = producer
         journal = Journal(settings, producer, codec, writer="test", broken=lambda error: pytest.fail(repr(error)))
         made.inbox = Inbox(
             slow,
@@ -103,10 +120,10 @@ async def started(hands: Hands, count: int) -> None:
 
 
 async def test_what_ends_within_the_drain_is_finished(hands: Hands) -> None:
-    await hands.inbox.assigned({ZERO: Start(None)})
+    await hands.inbox.assigned({hands.tp: Start(None)})
     hands.deliver(1, 2)
     await started(hands, 2)
-    drain = asyncio.create_task(hands.inbox.revoked({ZERO}))
+    drain = asyncio.create_task(hands.inbox.revoked({hands.tp}))
     await asyncio.sleep(0)
     hands.go.set()
     await drain
@@ -115,36 +132,68 @@ async def test_what_ends_within_the_drain_is_finished(hands: Hands) -> None:
 
 
 async def test_what_does_not_end_is_cancelled_and_not_finished(hands: Hands) -> None:
-    await hands.inbox.assigned({ZERO: Start(None)})
+    await hands.inbox.assigned({hands.tp: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
-    await hands.inbox.revoked({ZERO})
+    await hands.inbox.revoked({hands.tp})
     assert hands.finished == []
     assert hands.room.messages == 1_000
 
 
 async def test_a_handler_that_swallows_its_cancellation_has_not_handled_its_message(hands: Hands) -> None:
     hands.swallow = True
-    await hands.inbox.assigned({ZERO: Start(None)})
+    await hands.inbox.assigned({hands.tp: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
-    await hands.inbox.revoked({ZERO})
+    await hands.inbox.revoked({hands.tp})
     assert hands.finished == []
 
 
 async def test_a_partition_lost_and_regained_is_not_undone_by_its_own_drain(hands: Hands) -> None:
-    await hands.inbox.assigned({ZERO: Start(None)})
+    await hands.inbox.assigned({hands.tp: Start(None)})
     hands.deliver(1)
     await started(hands, 1)
-    drain = asyncio.create_task(hands.inbox.revoked({ZERO}))  # lost: the transport does not wait for this
+    drain = asyncio.create_task(hands.inbox.revoked({hands.tp}))  # lost: the transport does not wait for this
     await asyncio.sleep(0)
-    await hands.inbox.assigned({ZERO: Start(None)})
+    await hands.inbox.assigned({hands.tp: Start(None)})
     hands.deliver(1, 2)
     await drain
-    assert ZERO in hands.inbox.owned
+    assert hands.tp in hands.inbox.owned
     await started(hands, 3)  # 1 of the new assignment waited in its lane for that of the old one
     hands.go.set()
     async with asyncio.timeout(5):
         while len(hands.finished) < 2:
             await asyncio.sleep(0.005)
     assert sorted(hands.finished) == [1, 2]
+
+
+async def question(hands: Hands, settings: Settings) -> Message:
+    """What was asked of `other`."""
+    topic = settings.topic("agent.other")
+    with closing(Spans(settings, name="test")) as spans:
+        async with asyncio.timeout(10):
+            while True:
+                ends = {(topic, n): await asyncio.to_thread(spans.ends, topic, n) for n in range(settings.partitions)}
+                for batch in spans.read({place: span for place, span in ends.items() if span[0] < span[1]}):
+                    return hands.codec.read(batch[0])
+
+
+async def heard(hands: Hands, *answers: str) -> None:
+    async with asyncio.timeout(10):
+        while hands.heard != [*answers]:
+            await asyncio.sleep(0.005)
+
+
+async def test_who_regains_a_partition_hears_again_what_was_answered_before(hands: Hands, settings: Settings) -> None:
+    hands.asks = True
+    await hands.inbox.assigned({hands.tp: Start(None)})
+    hands.deliver(1)
+    asked = await question(hands, settings)
+    note = hands.inbox.note(hands.tp, 0)  # of the last commit: the question is not answered yet
+    answer = Message.create("yes", to="slow", conversation="c1", sender="other", type="result")
+    answer.record["caused_by"] = asked.message_id
+    await hands.producer.post(settings.topic("answers.slow"), hands.codec.encode(answer), b"c1", 0, kind=Delivery)
+    await heard(hands, "yes")
+    await hands.inbox.assigned({hands.tp: Start(None, note=note)})  # lost and regained; nothing was committed meanwhile
+    hands.deliver(1)
+    await heard(hands, "yes", "yes")
