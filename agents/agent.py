@@ -15,6 +15,7 @@ from llmagentos.streams.message import Message
 
 if TYPE_CHECKING:
     from llmagentos.agents.context import Context
+    from llmagentos.agents.tools.toolbox import Toolbox
 
 __all__ = ["Agent", "Decode", "Handler", "Key", "agent"]
 
@@ -46,6 +47,7 @@ class Agent:
         timeout_s: a handler that takes longer has failed; None: no limit but the message's deadline.
         max_in_flight: messages handled at once per worker; None: the settings' bound alone.
         memory: what it remembers of each conversation: a Pydantic model, or `dict`; None: nothing.
+        tools: what its model may have called; None: nothing.
         executor: runs a plain function; None where the function is async.
         description: the function's docstring.
     """
@@ -62,6 +64,7 @@ class Agent:
     timeout_s: float | None = None
     max_in_flight: int | None = None
     memory: type | None = None
+    tools: Toolbox | None = field(default=None, repr=False)
     executor: Threads | Processes | None = field(default=None, repr=False)
     description: str = field(default="", repr=False)
 
@@ -74,11 +77,13 @@ class Agent:
         return _source(self.function)
 
     async def close(self) -> bool:
-        """End the threads or processes of a plain function; the worker calls it when it has drained.
+        """End the threads or processes of a plain function, and what tools opened; the worker calls it once drained.
 
         Returns:
             Whether all have ended.
         """
+        if self.tools is not None:
+            await self.tools.close()
         return self.executor is None or await self.executor.close()
 
 
@@ -94,6 +99,7 @@ def agent(
     max_in_flight: int | None = None,
     blocking: Blocking | None = None,
     memory: type | None = None,
+    tools: Sequence[Any] = (),
 ) -> Callable[[Function], Agent]:
     """Make an agent of an async function, or with `blocking` of a plain one.
 
@@ -114,10 +120,12 @@ def agent(
             how many threads or processes there are; by default cores + 4 (at most 32), or as many as cores.
         memory: what `ctx.memory` is: `dict`, or a Pydantic model whose fields all have defaults. It is kept for each
             conversation, and changed together with the completion of a message.
+        tools: what its model may have called, and nothing else: of `@tool`, `mcp_tools`, `agent_tool` or a class of
+            your own with the same members; they are `ctx.tools`, by name.
 
     Raises:
         AgentError: the name can't be a topic's, the function isn't async, or doesn't take (message, ctx); or *memory*
-            can't be one.
+            can't be one; or *tools* are none, or two of one name.
     """
     if callable(name):
         raise AgentError(
@@ -139,12 +147,17 @@ def agent(
             Shape(label, memory, _source(function))
         executor: Threads | Processes | None = None
         most = max_in_flight
+        toolbox: Toolbox | None = None
+        if tools:
+            from llmagentos.agents.tools.toolbox import Toolbox  # few agents need it
+
+            toolbox = Toolbox(label, tools, blocking)
         if blocking is not None:
             most = max_in_flight or usual_number(blocking)
             executor = Threads(label, function, most) if blocking == "thread" else Processes(label, function)
         return Agent(
             name=label,
-            handler=executor or function,
+            handler=executor or function if toolbox is None else toolbox.around(executor or function),
             function=function,
             topic=topic,
             decode=decode,
@@ -154,6 +167,7 @@ def agent(
             timeout_s=timeout,
             max_in_flight=most,
             memory=memory,
+            tools=toolbox,
             executor=executor,
             description=inspect.cleandoc(function.__doc__ or ""),
         )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from random import Random
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from llmagentos.agents.answers import Answers
     from llmagentos.agents.memory import State
     from llmagentos.agents.outputs import Outputs
+    from llmagentos.agents.tools.tool import Tool
 
 __all__ = ["Approval", "Context"]
 
@@ -38,6 +40,8 @@ WHAT_MAX: Final = 10_000
 #: Of a token's `run`, so that two of them compare as text: an offset has 63 bits, and nobody tries a million times.
 EPOCH_DIGITS: Final = 19
 ATTEMPT_DIGITS: Final = 6
+
+_NO_TOOLS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 #: The step of an error: apart from those of a handler, which may say more when the message is redriven.
 ERROR_STEP = -1
@@ -75,6 +79,7 @@ class Context:
         cleans_up: whether the message was cancelled, or its deadline has passed: what the handler does now is its
             cleanup, and who asked is told so, whatever it returns.
         interrupt: how a handler is interrupted that does not run in the task of its message; for the engine.
+        tools: those of `@agent(tools=...)`, by name.
     """
 
     __slots__ = (
@@ -98,6 +103,7 @@ class Context:
         "interrupt",
         "message",
         "partition",
+        "tools",
     )
 
     def __init__(
@@ -128,6 +134,7 @@ class Context:
         self.collected: list[Output] = []
         self.interrupt: Callable[[], None] | None = None
         self.cleans_up = False
+        self.tools: Mapping[str, Tool] = _NO_TOOLS
         self._step = 0
         self._emitted = (0, 0)  # tokens, and their characters
         self._replied = False

@@ -451,11 +451,11 @@ class Steps:
 
     async def _limited(self, identity: Identity, call: Callable[[], Any], timeout_s: float | None) -> Any:
         if timeout_s is None:
-            return await _called(call)
+            return await called(call)
         limit: asyncio.Timeout | None = None
         try:
             async with self._clock.timeout(timeout_s) as limit:
-                return await _called(call)
+                return await called(call)
         except TimeoutError:
             if limit is None or not limit.expired():  # its own
                 raise
@@ -594,7 +594,7 @@ def _named(identity: Identity) -> str:
     return f"step {name!r}" if not number else f"step {name!r} (number {number + 1} of that name)"
 
 
-async def _called(call: Callable[[], Any]) -> Any:
+async def called(call: Callable[[], Any]) -> Any:
     """What *call* gives: awaited, or, of a plain function, from a thread, so that the others go on."""
     function = call
     while isinstance(function, functools.partial):

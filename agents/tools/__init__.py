@@ -1,0 +1,34 @@
+"""Tools: what a model may have done. Functions, MCP servers and other agents, each with a name and a JSON schema.
+
+@tool()
+def weather(city: str, days: int = 1) -> str:
+    \"\"\"The weather forecast.
+
+    Args:
+        city: where.
+        days: how many, from today on.
+    \"\"\"
+
+@agent("guide", tools=[weather])
+async def guide(message, ctx):
+    return await ctx.tools["weather"].invoke(ctx, {"city": "Oslo"})
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# At once, as the function `tool` must hide the module of that name.
+from llmagentos.agents.tools.tool import Call, Tool, tool
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Call", "Tool", "tool"]
+
+_LATER: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
