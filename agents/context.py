@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from numbers import Real
 from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -42,6 +43,9 @@ EPOCH_DIGITS: Final = 19
 ATTEMPT_DIGITS: Final = 6
 
 _NO_TOOLS: Final[Mapping[str, Any]] = MappingProxyType({})
+
+#: Of a wait: a hundred years, so that its end is a time that every clock and format can say.
+SECONDS_MAX: Final = 100 * 366 * 86_400
 
 #: The step of an error: apart from those of a handler, which may say more when the message is redriven.
 ERROR_STEP = -1
@@ -338,9 +342,9 @@ class Context:
             ChangedCode: the journal has other steps than this run comes by.
             Exception: what *function* raised after all retries.
         """
-        if not name or name.startswith(RESERVED) or len(name) > NAME_MAX:
+        if not isinstance(name, str) or not name or name.startswith(RESERVED) or len(name) > NAME_MAX:  # pyright: ignore[reportUnnecessaryIsInstance] - whoever writes it may not check types
             raise StepError(
-                f"a step of agent {self.agent!r} is named {name[:NAME_MAX]!r}",
+                f"a step of agent {self.agent!r} is named {str(name)[:NAME_MAX]!r}",
                 fix=f"give it 1 to {NAME_MAX} characters that don't begin with {RESERVED!r}",
             )
         if not callable(function):
@@ -394,7 +398,12 @@ class Context:
         return found
 
     def sleep(self, seconds: float) -> Awaitable[None]:
-        """Go on after *seconds*, be it days: meanwhile the handler holds nothing, and any worker may go on with it."""
+        """Go on after *seconds*, be it days: meanwhile the handler holds nothing, and any worker may go on with it.
+
+        Raises:
+            StepError: *seconds* is no number of them.
+        """
+        self._check_seconds("sleep", seconds)
         return self._sleep(self._opened().identity(f"{RESERVED}sleep"), seconds)
 
     async def _sleep(self, identity: Identity, seconds: float) -> None:
@@ -416,8 +425,17 @@ class Context:
         Args:
             what: what is to be decided; shown by `llmagentos waiting`.
             timeout: seconds after which it counts as rejected, by nobody; None: never.
+
+        Raises:
+            StepError: *what* is empty, so that nobody could decide; or *timeout* is no number of seconds.
         """
+        if timeout is not None:
+            self._check_seconds("approve", timeout)
         text = what if isinstance(what, str) else orjson.dumps(what).decode()
+        if not text.strip():
+            raise StepError(
+                f"agent {self.agent!r}: ctx.approve({text!r})", fix="say what is to be decided: a person is shown it"
+            )
         return self._approve(self._opened().identity(f"{RESERVED}approve"), text, timeout)
 
     async def _approve(self, identity: Identity, what: str, timeout: float | None) -> Approval:
@@ -452,6 +470,13 @@ class Context:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _check_seconds(self, call: str, seconds: float) -> None:
+        if not isinstance(seconds, Real) or not abs(seconds) <= SECONDS_MAX:  # one that is over is none
+            raise StepError(
+                f"agent {self.agent!r}: ctx.{call} was given {seconds!r} as its seconds",
+                fix=f"give a number, at most {SECONDS_MAX:,} (a hundred years)",
+            )
 
     def _after(self, seconds: float) -> int:
         return int((self._outputs.clock.time() + seconds) * 1_000)

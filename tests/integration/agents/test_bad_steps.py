@@ -21,6 +21,9 @@ FIXES = {
     "twins": ("run steps named 'load' side by side", "", "give them names of their own"),
     "nobody": ("no agent is named 'nobody'", "", "deploy the module that defines it first"),
     "much": ("the done record of message", "the limit is 1,000,000", ""),
+    "name": ("a step of agent 'odd' is named 'None'", "", "give it 1 to 200 characters"),
+    "time": ("ctx.sleep was given nan as its seconds", "", "give a number, at most"),
+    "silent": ("ctx.approve(' ')", "", "say what is to be decided"),
     "slow": ("step 'load' took longer than its timeout of 0.05 s", "", ""),
 }
 
@@ -35,6 +38,12 @@ async def test_results_names_questions_and_ends_that_can_not_be(agents: Agents, 
             return await ctx.step("load", lambda: "x" * 50_000_000)
         if text == "large":
             return len(await ctx.step("load", lambda: "x" * 2_000_000))
+        if text == "name":
+            return await ctx.step(cast(str, None), str)
+        if text == "time":
+            await ctx.sleep(float("nan"))
+        if text == "silent":
+            return await ctx.approve(" ")
         if text == "slow":
             return await ctx.step("load", asyncio.Event().wait, timeout=0.05)
         if text == "nobody":
