@@ -10,7 +10,7 @@ from functools import partial
 from numbers import Real
 from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from uuid import UUID
 
 import orjson
@@ -28,6 +28,7 @@ from llmagentos.streams.producer import MESSAGE_ID
 if TYPE_CHECKING:
     from llmagentos.agents.answers import Answers
     from llmagentos.agents.memory import State
+    from llmagentos.agents.models import Llm
     from llmagentos.agents.outputs import Outputs
     from llmagentos.agents.tools.tool import Tool
 
@@ -42,10 +43,10 @@ WHAT_MAX: Final = 10_000
 EPOCH_DIGITS: Final = 19
 ATTEMPT_DIGITS: Final = 6
 
-_NO_TOOLS: Final[Mapping[str, Any]] = MappingProxyType({})
-
 #: Of a wait: a hundred years, so that its end is a time that every clock and format can say.
 SECONDS_MAX: Final = 100 * 366 * 86_400
+
+_NO_TOOLS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 #: The step of an error: apart from those of a handler, which may say more when the message is redriven.
 ERROR_STEP = -1
@@ -91,6 +92,7 @@ class Context:
         "_answers",
         "_asking",
         "_emitted",
+        "_llm",
         "_log",
         "_open_steps",
         "_outputs",
@@ -134,6 +136,7 @@ class Context:
         self._work = work
         self._random: Random | None = None
         self._asking: Asking | None = None
+        self._llm: Llm | None = None
         self._again = again  # tells a redrive's questions from those that it asked before
         self.collected: list[Output] = []
         self.interrupt: Callable[[], None] | None = None
@@ -211,6 +214,15 @@ class Context:
         self.state.forget()
 
     @property
+    def llm(self) -> Llm:
+        """Asks models: `reply = await ctx.llm.chat("a line about rain")`; see docs/howto/models.md."""
+        if self._llm is None:
+            from llmagentos.agents.models import Llm  # few agents need it
+
+            self._llm = Llm(cast(Any, self), self._opened, self._outputs.models)
+        return self._llm
+
+    @property
     def remembers(self) -> bool:
         """Whether its agent has a memory."""
         return self._work.state is not None
@@ -240,7 +252,7 @@ class Context:
 
         Args:
             content: text, bytes, anything that JSON can say, or a :class:`Message` whose body is handed on.
-            usage: model, tokens_in, tokens_out, cost: what producing it cost.
+            usage: model, tokens_in, tokens_out, cost: what producing it cost; None: what :attr:`llm` was asked.
 
         Raises:
             RuntimeError: it was answered already.
@@ -265,7 +277,7 @@ class Context:
             type="result",
             recipient=cause.record["sender"],
             attributes=attributes,
-            usage=usage,
+            usage=self._llm.usage.record() if usage is None and self._llm is not None else usage,
         )
         self.collected.append(self._outputs.to_asker(answer, cause))
         self._replied = True

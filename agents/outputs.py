@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 
 from llmagentos.agents.history import History
+from llmagentos.agents.models.service import Models
 from llmagentos.streams.admin import partitions_of
 from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import RecordTooLarge, TopicError, UnknownAgent
@@ -79,6 +80,7 @@ class Outputs:
         self.history = history
         self.producer = producer
         self.clock = clock or Clock()
+        self.models = Models(settings, self.clock)
         self.encode = encode
         self._replies = settings.topic("replies")
         self._inbox_prefix = settings.topic("agent.")

@@ -171,6 +171,7 @@ class Worker:
         mirrors: Mirrors | None = None
         status: asyncio.Task[None] | None = None
         journal: Journal | None = None
+        outputs: Outputs | None = None
         try:
             await app.maybe_start_producer()
             producer: Producer = cast(Any, app.producer).core
@@ -231,6 +232,8 @@ class Worker:
             if journal is not None:
                 await journal.stop()
             await answers.stop()
+            if outputs is not None:
+                await outputs.models.close()
             if mirrors is not None:
                 await mirrors.stop()
             await asyncio.to_thread(history.close)

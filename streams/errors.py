@@ -26,6 +26,10 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   |   +-- ChangedCode         a rerun took another way than what is recorded
 |   +-- StateError              what is to be remembered of a conversation can't be kept
 |   |   +-- ChangedState        what is remembered can't be read by the code as it is
+|   +-- ModelError              a model gave no answer that can be used
+|   |   +-- ContextTooLong      the question has more tokens than the model takes
+|   |   +-- BadAnswer           the answer is not of the form that was asked for
+|   |   +-- BudgetSpent         a bound on turns, tokens or dollars is reached
 |   +-- InjectedFault           a fault that was switched on fired
 |       +-- LostReply           as if an answer had not come in time: a TimeoutError too
 +-- DeploymentError             a deployment can't be made, found or changed
@@ -183,6 +187,22 @@ class StateError(AgentError):
 
 class ChangedState(StateError):
     """What is remembered of a conversation can't be read by the code as it is: the class was changed."""
+
+
+class ModelError(AgentError):
+    """A model gave no answer that can be used: its endpoint is down, slow or overloaded, or refuses."""
+
+
+class ContextTooLong(ModelError):
+    """The question has more tokens than the model takes, and nothing of it can be left out."""
+
+
+class BadAnswer(ModelError):
+    """The model's answer is not of the form that was asked for, and neither was its second try."""
+
+
+class BudgetSpent(ModelError):
+    """A bound on turns, tokens or dollars is reached: of this call, the conversation or the tenant."""
 
 
 class InjectedFault(AgentError):

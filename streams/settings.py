@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,7 +21,7 @@ from pydantic_settings import (
 
 from llmagentos.streams.errors import SettingsError
 
-__all__ = ["Settings"]
+__all__ = ["ModelSettings", "Settings"]
 
 
 def _default_home() -> Path:
@@ -30,6 +30,35 @@ def _default_home() -> Path:
 
 def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmagentos"
+
+
+class ModelSettings(BaseModel):
+    """One named model: `[models.NAME]` in llmagentos.toml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Literal["openai", "scripted"] = Field(
+        "openai",
+        description="`openai`: an endpoint that speaks its protocol; `scripted`: answers from a file, for tests.",
+    )
+    model: str = Field("", description="What the provider calls it; empty: as it is named here.")
+    base_url: str = Field("", description="Of the endpoint, for example http://127.0.0.1:8000/v1; empty: OpenAI's.")
+    key_env: str = Field("", description="The environment variable that has the endpoint's key; empty: it needs none.")
+    script: Path | None = Field(None, description="The file of answers of a scripted model.")
+    window: int = Field(0, ge=0, description="Tokens that question and answer may have together; 0: not known.")
+    max_tokens: int = Field(0, ge=0, description="Tokens that one answer may have; 0: as many as the model likes.")
+    price_in: float = Field(0.0, ge=0, description="US dollars for a million tokens of question.")
+    price_out: float = Field(0.0, ge=0, description="US dollars for a million tokens of answer.")
+    timeout_s: float = Field(
+        60.0, gt=0, description="How long a model may be silent, before its first word or between two; then it is slow."
+    )
+    retries: int = Field(
+        2, ge=0, le=100, description="How often a model that is down, slow or overloaded is asked again."
+    )
+    retry_after_max_s: float = Field(
+        60.0, gt=0, description="The longest pause that an endpoint may ask for; where it wants more, it has failed."
+    )
+    fallback: tuple[str, ...] = Field((), description="Models that are asked, in this order, where it has failed.")
 
 
 class Settings(BaseSettings):
@@ -117,6 +146,12 @@ class Settings(BaseSettings):
     max_memory_bytes: int = Field(
         262_144, ge=1_024, description="Largest memory of one conversation; at most half of `max_message_bytes`."
     )
+
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict,
+        description="Models by name: tables `[models.NAME]` of the file, or JSON; see docs/howto/models.md.",
+    )
+    model: str = Field("", description="The model of `ctx.llm.chat()` that names none; empty: the only one there is.")
 
     faults: str = Field(
         "", description="Faults on purpose, for tests: `fail=0.01,delay=0.1:250ms`; see docs/howto/faults.md."
