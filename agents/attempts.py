@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from llmagentos.agents.agent import Agent
 from llmagentos.agents.context import Context
@@ -21,8 +22,11 @@ from llmagentos.streams.clock import Clock
 from llmagentos.streams.errors import (
     AnswerError,
     AnswerTimeout,
+    BadAnswer,
+    BudgetSpent,
     ChangedCode,
     ChangedState,
+    ContextTooLong,
     NotOwner,
     RecordError,
     StateError,
@@ -33,6 +37,9 @@ from llmagentos.streams.message import Message
 __all__ = ["Attempts", "Failed", "expired"]
 
 log = logging.getLogger(__name__)
+
+#: What another run would end by too.
+_FINAL: Final = (AnswerError, StepError, StateError, BadAnswer, BudgetSpent, ContextTooLong)
 
 
 @dataclass(slots=True)
@@ -162,7 +169,8 @@ class Attempts:
                 # Who answered with an error has tried as often as it may: to ask again would multiply that.
                 # A step's outcome is what it is; what it has no record of is not to be had by another run; and what
                 # is remembered can't be read or kept by another run either.
-                final = attempt >= agent.retries or isinstance(error, AnswerError | StepError | StateError)
+                # A model's turns are recorded, and say the same again.
+                final = attempt >= agent.retries or isinstance(error, _FINAL)
                 if pausing.failed(turn, error, message.conversation_id, final=final):
                     log.warning(
                         "agent %s failed message %s of conversation %s, which is kept until others succeed: %s",

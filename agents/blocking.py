@@ -28,7 +28,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from llmagentos.streams.breaker import reason_of
 from llmagentos.streams.errors import AgentError
@@ -91,6 +91,11 @@ class ThreadContext:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._ctx, name)
         return partial(self._call, value) if name in _AWAITED or iscoroutinefunction(value) else value
+
+    @property
+    def llm(self) -> ThreadLlm:
+        """See `Context.llm`."""
+        return ThreadLlm(self._ctx.llm.chat, self._call)
 
     @property
     def memory(self) -> Any:
@@ -208,6 +213,17 @@ class Threads:
             return False
         await asyncio.to_thread(pool.shutdown)
         return True
+
+
+class ThreadLlm(NamedTuple):
+    """As `Context.llm`, for a thread."""
+
+    asked: Callable[..., Awaitable[Any]]
+    call: Callable[..., Any]
+
+    def chat(self, *args: Any, **options: Any) -> Any:
+        """See `Llm.chat`; returns when the model has answered."""
+        return self.call(self.asked, *args, **options)
 
 
 def _call(function: Function, message: Message, ctx: Any) -> Any:

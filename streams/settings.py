@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -143,6 +143,12 @@ class Settings(BaseSettings):
     )
     max_result_bytes: int = Field(32 * 1024 * 1024, ge=1_024, description="Largest result of a step.")
 
+    tool_policy: dict[str, Literal["allow", "deny"]] = Field(
+        default_factory=dict,
+        description="Which tools may be called, as JSON: by `TOOL`, `AGENT/TOOL` or `TENANT/AGENT/TOOL`, with `*` for"
+        " any; the first that fits counts, and what none fits is allowed.",
+    )
+
     max_memory_bytes: int = Field(
         262_144, ge=1_024, description="Largest memory of one conversation; at most half of `max_message_bytes`."
     )
@@ -153,9 +159,38 @@ class Settings(BaseSettings):
     )
     model: str = Field("", description="The model of `ctx.llm.chat()` that names none; empty: the only one there is.")
 
+    knowledge: Path | None = Field(None, description="File of the knowledge store; empty: `knowledge.db` in `home`.")
+    embeddings_url: str = Field(
+        "",
+        description="Endpoint of embeddings that speaks OpenAI's protocol, up to its version (`https://.../v1`);"
+        " empty: all-MiniLM-L6-v2, on this machine.",
+    )
+    embeddings_model: str = Field("", description="Which of the endpoint's models.")
+    embeddings_key: SecretStr = Field(SecretStr(""), description="The endpoint's key, where it asks for one.")
+    #: A book of a thousand pages as text has 3 MB; as a PDF with pictures often ten times that.
+    max_document_bytes: int = Field(
+        64 * 1024 * 1024, ge=1_024, description="Largest document that is taken into the knowledge store."
+    )
+
+    gateway_timeout_s: float = Field(
+        300.0, gt=0, description="What a gateway's client waits for an answer; the agent works on beyond it."
+    )
+    #: A long dialogue is under 1 MB as text; what is over a record's limit is refused anyway.
+    gateway_max_body_bytes: int = Field(4 * 1024 * 1024, ge=1_024, description="Largest request to a gateway.")
+
     faults: str = Field(
         "", description="Faults on purpose, for tests: `fail=0.01,delay=0.1:250ms`; see docs/howto/faults.md."
     )
+
+    @model_validator(mode="after")
+    def _models_are_there(self) -> Settings:
+        for name, model in self.models.items():
+            for other in model.fallback:
+                if other not in self.models:
+                    raise ValueError(f"models.{name}.fallback names {other!r}, which is no model")
+        if self.model and self.model not in self.models:
+            raise ValueError(f"model = {self.model!r}: there is no models.{self.model}")
+        return self
 
     @classmethod
     def settings_customise_sources(

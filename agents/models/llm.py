@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
+from llmagentos.agents.models.answers import asked_for, parsed
 from llmagentos.agents.models.provider import Call, Request, ToolLike, Turn, Usage
 from llmagentos.agents.steps import RESERVED, Identity, Steps
-from llmagentos.streams.errors import BudgetSpent
+from llmagentos.streams.errors import BadAnswer, BudgetSpent, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,12 +128,14 @@ class Llm:
             system: what the model is told beforehand.
             stream: send the text to the client as it comes; not where *response* is given.
             max_tokens: of each turn.
-            max_turns, max_cost: of the whole; cost in US dollars.
+            max_turns, max_cost: of the whole; cost in US dollars. An answer that is mended is two turns.
 
         Raises:
             ModelError: no answer, or none that can be used; see its leaves.
             SettingsError: there is no such model.
         """
+        if max_turns < 1:
+            raise ModelError(f"chat(max_turns={max_turns!r})", fix="give 1 or more")
         first = self._steps().identity(STEP)
         return self._chat(
             first,
@@ -141,6 +144,7 @@ class Llm:
             system,
             {tool.name: tool for tool in tools},
             stream and response is None,
+            response,
             Request((), max_tokens=max_tokens or 0, temperature=temperature),
             max_turns,
             max_cost,
@@ -154,23 +158,34 @@ class Llm:
         system: str | None,
         tools: Mapping[str, ToolLike],
         stream: bool,
+        response: type[BaseModel] | None,
         limits: Request,
         max_turns: int,
         max_cost: float | None,
     ) -> Reply[Any]:
         usage = Usage()
-        told = [] if system is None else [{"role": "system", "content": system}]
+        schema = None if response is None else response.model_json_schema()
+        told = [{"role": "system", "content": each} for each in (system, schema and asked_for(schema)) if each]
+        mended = False
         offered = [
             {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
             for tool in tools.values()
         ]
         for number in range(max_turns):
-            request = Request([*told, *said], offered, limits.schema, limits.max_tokens, limits.temperature)
+            request = replace(limits, messages=[*told, *said], tools=offered, schema=schema)
             turn, cost = await self._turn(first, number, model, request, stream)
             usage += cost
             said.append(_message(turn))
-            if not turn.calls:
+            if not turn.calls and response is None:
                 return Reply(turn.text, None, usage, number + 1, tuple(said), turn.finish)
+            if not turn.calls and response is not None:
+                try:
+                    return Reply(turn.text, parsed(response, turn), usage, number + 1, tuple(said), turn.finish)
+                except BadAnswer as error:
+                    if mended:
+                        raise
+                    mended = True
+                    said.append({"role": "user", "content": f"{error.what}\nAnswer again, with nothing but the JSON."})
             for call in turn.calls:
                 said.append({"role": "tool", "tool_call_id": call.id, "content": await self._call(tools, call)})
             if max_cost is not None and usage.cost > max_cost:
@@ -180,7 +195,7 @@ class Llm:
                     fix="raise max_cost, or give the model less to do",
                 )
         raise BudgetSpent(
-            f"the model wanted tools in each of its {max_turns} turns, and gave no answer",
+            f"the model gave no answer within {max_turns} turns: it wanted a tool, or had to mend its answer, in each",
             kept="all its turns, in the journal",
             fix="raise max_turns, or see by `llmagentos steps` whether it goes in circles",
         )
