@@ -33,6 +33,8 @@ COMMANDS: tuple[str, ...] = (
     "dev",
     "check",
     "chat",
+    "gateway",
+    "key",
     "demo",
     "chaos",
     "job",

@@ -14,7 +14,7 @@ __all__ = ["NAMES", "load"]
 
 #: Every record by the name of its file. A record's registry subject is its topic's name plus `-value`
 #: (Confluent's TopicNameStrategy), so a name here is no subject.
-NAMES: tuple[str, ...] = ("message", "dead_letter", "card", "event", "journal", "memory")
+NAMES: tuple[str, ...] = ("message", "dead_letter", "card", "event", "journal", "memory", "key")
 
 
 @cache

@@ -81,6 +81,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic("replies", "conversation", "delete", DAY_MS, None, "answers and tokens to clients"),
     Topic("events", "conversation", "delete", 7 * DAY_MS, None, "lifecycle and audit"),
     Topic("cards", "name", "compact", None, 1, "what each agent says of itself"),
+    Topic("keys", "key id", "compact", None, 1, "API keys of the gateways, hashed"),
     Topic("schemas", "subject", "compact", None, 1, "the log-backed schema registry"),
 )
 
