@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmagentos.agents.models import Llm
     from llmagentos.agents.outputs import Outputs
     from llmagentos.agents.tools.tool import Tool
+    from llmagentos.streams.settings import Settings
 
 __all__ = ["Approval", "Context"]
 
@@ -157,6 +158,11 @@ class Context:
     def tenant(self) -> str:
         """Who pays for this message."""
         return self.message.tenant
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the worker; for the engine."""
+        return self._outputs.settings
 
     @property
     def deadline(self) -> float | None:
@@ -672,6 +678,19 @@ class Context:
         self._emitted = (number + 1, at + (len(content) if isinstance(content, str) else 0))
         self._outputs.send(self._outputs.to_client(token))
         await self._outputs.producer.ebb()
+
+    async def audit(self, kind: str, detail: Mapping[str, str]) -> None:
+        """Write to topic `events` what was done for this conversation; returns when Kafka has it.
+
+        At once, whatever becomes of the handler: call it in the function of a step, or each rerun writes it anew.
+
+        Args:
+            kind: a short stable word, for example `data`.
+        """
+        tell = self._outputs.event
+        assert tell is not None, "a worker has events"
+        tell(kind, about=self.message, agent=self.agent, **detail)
+        await self._outputs.producer.delivered()
 
     def send_error(self, error: str, cause: str) -> None:
         """Tell the asker that the message became a dead letter."""

@@ -81,6 +81,7 @@ class Outputs:
         self.producer = producer
         self.clock = clock or Clock()
         self.models = Models(settings, self.clock)
+        self.event: Callable[..., None] | None = None  # writes to topic `events`; of a worker
         self.encode = encode
         self._replies = settings.topic("replies")
         self._inbox_prefix = settings.topic("agent.")

@@ -178,6 +178,7 @@ class Worker:
             self._event = partial(self._produce_event, producer, encode_event)
             journal = Journal(settings, producer, codec, writer=self.name, broken=self._broken)
             outputs = Outputs(settings, producer, codec.encode, self._clock, history)
+            outputs.event = self._event
             dead_letters = DeadLetters(settings, producer, encode_dead_letter, worker=self.name)
             self._room = Room(settings.max_in_flight, settings.max_in_flight_bytes, self._room_returned)
             memories: Memories | None = None

@@ -24,6 +24,8 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   |   +-- StepFailed          a step ended by an error that it records
 |   |   +-- StepUnknown         it was under way when its worker died, and may not be run twice
 |   |   +-- ChangedCode         a rerun took another way than what is recorded
+|   +-- ToolError               a tool can't be run where it must, or its server does not answer
+|   +-- DataRefused             a request for files or tables is wrong, or not permitted
 |   +-- StateError              what is to be remembered of a conversation can't be kept
 |   |   +-- ChangedState        what is remembered can't be read by the code as it is
 |   +-- ModelError              a model gave no answer that can be used
@@ -34,6 +36,8 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |       +-- LostReply           as if an answer had not come in time: a TimeoutError too
 +-- DeploymentError             a deployment can't be made, found or changed
 +-- JobError                    a Spark job can't be run or found
++-- KnowledgeError              documents can't be embedded, stored or searched
+|   +-- DocumentError           one document can't be read, or isn't what it says
 """
 
 from __future__ import annotations
@@ -181,6 +185,14 @@ class ChangedCode(StepError):
     """A rerun met another step than the journal has: its code was changed, or does not repeat itself."""
 
 
+class ToolError(AgentError):
+    """A tool can't be run where it is to run, or what serves it does not answer: nothing that a model could mend."""
+
+
+class DataRefused(AgentError):
+    """A request to the data service is wrong, not permitted, or can't be done; nothing was changed."""
+
+
 class StateError(AgentError):
     """What a handler left to be remembered of its conversation can't be kept, or there is nothing of the sort."""
 
@@ -219,3 +231,11 @@ class DeploymentError(LLMAgentOSError):
 
 class JobError(LLMAgentOSError):
     """A Spark job can't be run or found."""
+
+
+class KnowledgeError(LLMAgentOSError):
+    """Documents can't be embedded, stored or searched."""
+
+
+class DocumentError(KnowledgeError):
+    """One document can't be read, or isn't what its name says; the text reads on after that name."""

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import orjson
-from catalogue import schema, services
+from catalogue import Service, schema, services
 from pydantic import BaseModel
 
 from llmagentos.agents import Context, Message, agent
 
-URL = os.environ.get("CONCIERGE_MODEL", "")
-TOOLS = [
-    {"type": "function", "function": {"name": s.name, "description": s.description, "parameters": schema(s)}}
-    for s in services()
-]
-http = httpx.AsyncClient(timeout=60)
+
+class Desk:
+    """A service as a tool of the model: to call it is to ask the agent of its name."""
+
+    def __init__(self, service: Service) -> None:
+        self.name, self.description, self.parameters = service.name, service.description, schema(service)
+
+    async def invoke(self, ctx: Context, arguments: str | Mapping[str, Any]) -> str:
+        """What the service's agent answers, as JSON."""
+        asked = orjson.loads(arguments) if isinstance(arguments, str) else arguments
+        return orjson.dumps(await ctx.ask(self.name, asked)).decode()
 
 
-async def infer(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model's next message."""
-    answer = await http.post(
-        f"{URL}/chat/completions", content=orjson.dumps({"model": "recorded", "messages": messages, "tools": TOOLS})
-    )
-    if answer.status_code != 200:
-        raise RuntimeError(answer.text)
-    return answer.json()["choices"][0]["message"]
+DESKS = [Desk(service) for service in services()]
 
 
 class Talk(BaseModel):
@@ -36,21 +33,12 @@ class Talk(BaseModel):
     said: list[dict[str, str]] = []
 
 
-@agent("assistant", memory=Talk, retries=0)
+@agent("assistant", memory=Talk)
 async def assistant(message: Message, ctx: Context) -> str:
-    """A concierge."""
+    """A concierge, who books tables, rooms and journeys, and looks things up."""
     said = [*ctx.memory.said, {"role": "user", "content": message.text}]
-    messages = [{"role": "system", "content": f"You are a concierge, in conversation {ctx.conversation}."}, *said]
-    while True:
-        reply = await ctx.step("model", infer, messages)
-        if not reply.get("tool_calls"):
-            break
-        messages = [*messages, reply]
-        for call in reply["tool_calls"]:
-            result = await ctx.ask(call["function"]["name"], orjson.loads(call["function"]["arguments"]))
-            messages = [
-                *messages,
-                {"role": "tool", "tool_call_id": call["id"], "content": orjson.dumps(result).decode()},
-            ]
-    ctx.memory.said = [*said, {"role": "assistant", "content": reply["content"]}]
-    return reply["content"]
+    system = f"You are a concierge, in conversation {ctx.conversation}."
+    # Its users take whole answers, so nothing is streamed to them.
+    reply = await ctx.llm.chat(said, system=system, tools=DESKS, stream=False)
+    ctx.memory.said = [*said, {"role": "assistant", "content": reply.text}]
+    return reply.text

@@ -124,7 +124,9 @@ def run(
             ]
             for each in started:  # before the assistant, whose questions need the services' inboxes
                 each.result()
-            house.deploy("assistant", "assistant.py", assistants, CONCIERGE_MODEL=url)
+            house.deploy(
+                "assistant", "assistant.py", assistants, LLMAGENTOS_MODELS=json.dumps({"recorded": {"base_url": url}})
+            )
         house.measure(meter)
         began = time.monotonic()
         players = stack.enter_context(house.process("players.py", "--at-once", str(at_once)))
