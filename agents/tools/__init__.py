@@ -18,12 +18,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # At once, as the function `tool` must hide the module of that name.
+from llmagentos.agents.tools.confine import Limits
 from llmagentos.agents.tools.tool import Call, Tool, tool
 
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Call", "Tool", "tool"]
+__all__ = ["Call", "Limits", "Tool", "tool"]
 
 _LATER: dict[str, str] = {}
 

@@ -85,5 +85,6 @@ class Toolbox:
 
     async def close(self) -> None:
         """Close what was opened."""
-        for source in self._sources:
-            await source.close()
+        for each in (*self._sources, *self._tools.values()):
+            if (close := getattr(each, "close", None)) is not None:
+                await close()
