@@ -520,7 +520,8 @@ class Steps:
 
     def _arm(self) -> None:
         """Suspend it when it has waited for long, and does nothing else."""
-        idle = bool(self.open) and not self._running and self._ended is None and not self._cleaning
+        ends = self._ended is not None or self._frozen is not None
+        idle = bool(self.open) and not self._running and not ends and not self._cleaning
         if idle and self._timer is None and self._suspend_after_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self._suspend_after_s, self._waited)
         elif not idle:
@@ -536,9 +537,13 @@ class Steps:
         self._suspend()
 
     def freeze(self) -> list[Wait] | None:
-        """From now on nothing reaches the handler; what it waits for. None: it does not just wait."""
+        """From now on nothing reaches the handler; what it waits for. None: it does not just wait, or leaves already.
+
+        Whoever froze it must end it, or thaw it: what came since is for them to look at (:meth:`come`).
+        """
         if (
-            self._held
+            self._frozen is not None
+            or self._held
             or self._running
             or not self.open
             or self._ended

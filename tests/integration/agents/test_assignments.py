@@ -21,7 +21,7 @@ from llmagentos.streams.admin import ensure_topics
 from llmagentos.streams.delivery import Delivery
 from llmagentos.streams.journal_record import SUBJECT
 from llmagentos.streams.message import Message
-from llmagentos.streams.ownership import Journal
+from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
 from llmagentos.streams.settings import Settings
@@ -45,6 +45,7 @@ class Hands:
         self.heard: list[str] = []
         self.producer: Producer
         self.codec: Codec
+        self.answers: Answers
         self.room = Room(1_000, 1_000_000, lambda: None)
         self.inbox: Inbox
 
@@ -59,7 +60,8 @@ class Hands:
 
 
 @pytest.fixture
-async def hands(settings: Settings) -> AsyncIterator[Hands]:
+async def hands(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[Hands]:
+    """With settings of their own where a test gives some."""
     made = Hands(TP(settings.topic("agent.slow"), 0))
     codec = await asyncio.to_thread(lambda: Codec(open_registry(settings)))
     answers = Answers(settings, codec, name="test")
@@ -81,14 +83,14 @@ async def hands(settings: Settings) -> AsyncIterator[Hands]:
         message = Message.create("x", to="slow", conversation=f"c{name}", message_id=f"m{name}")
         return Message(message.record, made.tp.topic, 0, record.offset())
 
-    quick = settings.model_copy(update={"drain_timeout_s": 0.2})
+    quick = settings.model_copy(update={"drain_timeout_s": 0.2, **getattr(request, "param", {})})
     await asyncio.to_thread(
         ensure_topics,
         settings,
         [named(kind).of("slow") for kind in ("journal.NAME", "answers.NAME")]
         + [named("agent.NAME").of(each) for each in ("slow", "other")],
     )
-    made.codec = codec
+    made.codec, made.answers = codec, answers
     await asyncio.to_thread(codec.writer, SUBJECT, "journal")
     async with Producer(settings) as producer:
         made.producer = producer
@@ -178,6 +180,13 @@ async def question(hands: Hands, settings: Settings) -> Message:
                     return hands.codec.read(batch[0])
 
 
+async def say(hands: Hands, settings: Settings, asked: Message) -> None:
+    """Answer what was asked."""
+    answer = Message.create("yes", to="slow", conversation="c1", sender="other", type="result")
+    answer.record["caused_by"] = asked.message_id
+    await hands.producer.post(settings.topic("answers.slow"), hands.codec.encode(answer), b"c1", 0, kind=Delivery)
+
+
 async def heard(hands: Hands, *answers: str) -> None:
     async with asyncio.timeout(10):
         while hands.heard != [*answers]:
@@ -190,10 +199,42 @@ async def test_who_regains_a_partition_hears_again_what_was_answered_before(hand
     hands.deliver(1)
     asked = await question(hands, settings)
     note = hands.inbox.note(hands.tp, 0)  # of the last commit: the question is not answered yet
-    answer = Message.create("yes", to="slow", conversation="c1", sender="other", type="result")
-    answer.record["caused_by"] = asked.message_id
-    await hands.producer.post(settings.topic("answers.slow"), hands.codec.encode(answer), b"c1", 0, kind=Delivery)
+    await say(hands, settings, asked)
     await heard(hands, "yes")
     await hands.inbox.assigned({hands.tp: Start(None, note=note)})  # lost and regained; nothing was committed meanwhile
     hands.deliver(1)
     await heard(hands, "yes", "yes")
+
+
+@pytest.mark.parametrize("hands", [{"drain_timeout_s": 10, "suspend_after_s": 0.05}], indirect=True)
+async def test_an_answer_that_comes_while_its_asker_leaves_with_its_partition_is_kept(
+    hands: Hands, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is being suspended when the partition is revoked: then the answer comes, then the suspension counts."""
+    leaving, go = asyncio.Event(), asyncio.Event()
+    write = Ownership.write
+
+    async def late(self: Ownership, kind: Any, entry: Any, *, conversation_id: str) -> int:
+        if kind == "suspend":
+            leaving.set()
+            await go.wait()
+        return await write(self, kind, entry, conversation_id=conversation_id)
+
+    monkeypatch.setattr(Ownership, "write", late)
+    hands.asks = True
+    await hands.inbox.assigned({hands.tp: Start(None)})
+    hands.deliver(1)
+    asked = await question(hands, settings)
+    async with asyncio.timeout(10):
+        await leaving.wait()
+    revoked = asyncio.create_task(hands.inbox.revoked({hands.tp}))
+    await asyncio.sleep(0)  # all that is let go at once is, now
+    await say(hands, settings, asked)
+    async with asyncio.timeout(10):
+        while hands.answers.position(settings.topic("answers.slow"), 0) < 1:
+            await asyncio.sleep(0.005)
+    go.set()
+    await revoked
+    await hands.inbox.assigned({hands.tp: Start(None, note=hands.inbox.note(hands.tp, 0))})
+    hands.deliver(1)
+    await heard(hands, "yes")
