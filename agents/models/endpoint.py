@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from llmagentos.agents.models.provider import Call, Failure, Request, Turn
+from llmagentos.agents.models.window import estimate
 from llmagentos.streams.errors import ContextTooLong, SettingsError
 from llmagentos.streams.settings import ModelSettings
 
@@ -155,6 +156,10 @@ class Endpoint:
             return Failure(what, "overloaded", after_s=_seconds(error.response.headers.get("retry-after")))
         fix = f"correct the key in models.{self._name}.key_env" if error.status_code in (401, 403) else ""
         return Failure(what, "refused", fix=fix)
+
+    def count(self, request: Request) -> int:
+        """An estimate: which vocabulary the model has, nobody says."""
+        return estimate(request)
 
     async def close(self) -> None:
         """See :class:`~llmagentos.agents.models.provider.Provider`."""

@@ -6,7 +6,11 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, overload
 
+import orjson
+from pydantic import BaseModel
+
 from llmagentos.agents.models.answers import asked_for, parsed
+from llmagentos.agents.models.budgets import SPENT, detail_of
 from llmagentos.agents.models.provider import Call, Request, ToolLike, Turn, Usage
 from llmagentos.agents.steps import RESERVED, Identity, Steps
 from llmagentos.streams.errors import BadAnswer, BudgetSpent, ModelError
@@ -14,15 +18,14 @@ from llmagentos.streams.errors import BadAnswer, BudgetSpent, ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pydantic import BaseModel
-
     from llmagentos.agents.context import Context
     from llmagentos.agents.models.service import Models
+    from llmagentos.streams.message import Message
 
 __all__ = ["Llm", "Reply"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound="BaseModel")
+M = TypeVar("M", bound=BaseModel)
 
 #: The step of a model's turn is named so, with its number among the handler's chats.
 STEP: Final = f"{RESERVED}llm"
@@ -79,6 +82,8 @@ class Llm:
         model: str | None = None,
         system: str | None = None,
         tools: Iterable[ToolLike] = (),
+        history: int = 0,
+        memory: bool = False,
         stream: bool = True,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -95,6 +100,8 @@ class Llm:
         model: str | None = None,
         system: str | None = None,
         tools: Iterable[ToolLike] = (),
+        history: int = 0,
+        memory: bool = False,
         stream: bool = True,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -110,6 +117,8 @@ class Llm:
         model: str | None = None,
         system: str | None = None,
         tools: Iterable[ToolLike] = (),
+        history: int = 0,
+        memory: bool = False,
         stream: bool = True,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -126,6 +135,8 @@ class Llm:
             response: the answer is to be of this Pydantic model; it is `reply.parsed`.
             model: by its name in the settings; None: the one that is set as usual.
             system: what the model is told beforehand.
+            history: how many messages of the conversation before this one the model is to see; see `ctx.history`.
+            memory: whether it is to see what `ctx.memory` has, too.
             stream: send the text to the client as it comes; not where *response* is given.
             max_tokens: of each turn.
             max_turns, max_cost: of the whole; cost in US dollars. An answer that is mended is two turns.
@@ -141,7 +152,8 @@ class Llm:
             first,
             [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages],
             model,
-            system,
+            [each for each in (system, self._remembered() if memory else None) if each],
+            self._ctx.history(history) if history else None,
             {tool.name: tool for tool in tools},
             stream and response is None,
             response,
@@ -155,7 +167,8 @@ class Llm:
         first: Identity,
         said: list[Mapping[str, Any]],
         model: str | None,
-        system: str | None,
+        told: list[str],
+        past: Awaitable[list[Message]] | None,
         tools: Mapping[str, ToolLike],
         stream: bool,
         response: type[BaseModel] | None,
@@ -165,14 +178,18 @@ class Llm:
     ) -> Reply[Any]:
         usage = Usage()
         schema = None if response is None else response.model_json_schema()
-        told = [{"role": "system", "content": each} for each in (system, schema and asked_for(schema)) if each]
+        if schema is not None:
+            told.append(asked_for(schema))
+        if past is not None:
+            said[:0] = _dialogue(await past, self._ctx.agent)
+        leading = [{"role": "system", "content": each} for each in told]
         mended = False
         offered = [
             {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
             for tool in tools.values()
         ]
         for number in range(max_turns):
-            request = replace(limits, messages=[*told, *said], tools=offered, schema=schema)
+            request = replace(limits, messages=[*leading, *said], tools=offered, schema=schema)
             turn, cost = await self._turn(first, number, model, request, stream)
             usage += cost
             said.append(_message(turn))
@@ -200,6 +217,11 @@ class Llm:
             fix="raise max_turns, or see by `llmagentos steps` whether it goes in circles",
         )
 
+    def _remembered(self) -> str:
+        value = self._ctx.memory
+        text = value.model_dump_json() if isinstance(value, BaseModel) else orjson.dumps(value).decode()
+        return f"What you remember of this conversation: {text}"
+
     async def _turn(
         self, first: Identity, number: int, model: str | None, request: Request, stream: bool
     ) -> tuple[Turn, Usage]:
@@ -213,7 +235,9 @@ class Llm:
             await self._ctx.emit(text)
 
         async def ask() -> dict[str, Any]:
-            turn, usage = await self._models.ask(model, request, hear if stream else None)
+            await self._models.budgets.check(self._ctx.message)
+            turn, usage = await self._models.ask(model, request, hear if stream else None, tenant=self._ctx.tenant)
+            await self._ctx.audit(SPENT, detail_of(self._ctx.message, usage))
             calls = [[call.id, call.name, call.arguments] for call in turn.calls]
             return {"text": turn.text, "calls": calls, "finish": turn.finish, "usage": usage.record()}
 
@@ -234,6 +258,17 @@ class Llm:
         if tool is None:
             return f"error: there is no tool {call.name!r}; there are: {', '.join(sorted(tools)) or 'none'}"
         return await tool.invoke(self._ctx, call.arguments)
+
+
+def _dialogue(past: Iterable[Message], agent: str) -> list[Mapping[str, Any]]:
+    """What *agent* was asked and what it answered, as a model is to see it; others' talk is left out."""
+    said: list[Mapping[str, Any]] = []
+    for message in past:
+        if message.type in ("task", "command") and message.recipient == agent:
+            said.append({"role": "user", "content": message.text})
+        elif message.type == "result" and message.sender == agent:
+            said.append({"role": "assistant", "content": message.text})
+    return said
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -6,7 +6,7 @@ tests/integration/models/test_providers.py, which runs over each.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -143,12 +143,16 @@ class Failure(ModelError):
 class Provider(Protocol):
     """Asks one model."""
 
-    def ask(self, request: Request) -> AsyncIterator[str | Turn]:
+    def ask(self, request: Request) -> AsyncGenerator[str | Turn]:
         """The answer's text as it comes, piece by piece, and last the whole turn.
 
         Raises:
             Failure: there is no answer, or no end of it. ContextTooLong: the question is longer than it takes.
         """
+        ...
+
+    def count(self, request: Request) -> int:
+        """How many tokens *request* has, rather too many than too few."""
         ...
 
     async def close(self) -> None:

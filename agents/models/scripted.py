@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from llmagentos.agents.models.provider import Call, Failure, Request, Turn
+from llmagentos.agents.models.window import estimate
 from llmagentos.streams.errors import SettingsError
 
 __all__ = ["Scripted"]
@@ -72,6 +73,10 @@ class Scripted:
         )
         finish = said.get("finish") or ("tool_calls" if calls else "stop")
         yield Turn("".join(chunks), calls, said.get("tokens_in", -1), said.get("tokens_out", -1), finish)
+
+    def count(self, request: Request) -> int:
+        """An estimate: which vocabulary the model has, nobody says."""
+        return estimate(request)
 
     async def close(self) -> None:
         """See :class:`~llmagentos.agents.models.provider.Provider`."""

@@ -50,6 +50,7 @@ class ModelEndpoint:
 
     def __init__(self, answers: Sequence[Answer] | Choose) -> None:
         self._answers = answers
+        self._begun = 0
         self._server: asyncio.Server | None = None
         self._talks: set[asyncio.Task[None]] = set()
         self.url = ""
@@ -68,6 +69,11 @@ class ModelEndpoint:
             talk.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
         await self._server.wait_closed()
+
+    def say(self, answers: Sequence[Answer] | Choose) -> None:
+        """Answer otherwise from now on."""
+        self._answers = answers
+        self._begun = len(self.asked)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection."""
@@ -100,7 +106,7 @@ class ModelEndpoint:
             _whole(writer, 404, {}, b'{"error": {"message": "no such path"}}')
             return True
         question: dict[str, Any] = orjson.loads(body)
-        number = len(self.asked)
+        number = len(self.asked) - self._begun
         self.asked.append(question)
         self.keys.append(headers.get("authorization", "").removeprefix("Bearer "))
         chosen = (
