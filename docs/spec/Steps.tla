@@ -121,8 +121,11 @@ Over == Gone(Fresh([low |-> 1, claim |-> 0, ans |-> 0, over |-> FALSE]))
 
 Finished(x) == x.given \/ x.view.st \in {"suspended", "over"} \/ (x.view.st = "done" /\ x.told)
 Waits(x) == IF x.view.st = "suspended" THEN x.view.waits ELSE {}
-(* It was suspended, and something of that has come, or it is cancelled: it is to be run again. *)
-Runnable(x) == x.view.st = "suspended" /\ (x.view.cancel # 0 \/ \E op \in Waits(x) : x.view.res[op] # None)
+(* It was suspended, and something of that has come, be it before, or it is cancelled: it is to be run again. *)
+Runnable(x) ==
+  LET came(op) == x.view.res[op] # None
+                  /\ (Bug = "came-before" => x.view.place[op] > Max({x.view.at, x.view.said}))
+  IN x.view.st = "suspended" /\ (x.view.cancel # 0 \/ \E op \in Waits(x) : came(op))
 (* Its handler had begun, as far as is known: it is to clean up when it is cancelled. *)
 Begun(x) == Bug # "cleanup-skipped" /\ (x.view.st = "suspended" \/ x.view.res # Nothing)
 (* Steps that a run is to execute. *)
@@ -218,9 +221,10 @@ Step(i, op) ==
   /\ Again(x, op)
   /\ Write(i, [Record(x, "step") EXCEPT !.op = op, !.v = <<x.claim, From(x.res, op)>>], x, op)
 
-(* All questions of its place are sent at once. An answer that nobody waited for was kept. *)
+(* All questions of its place are sent at once. An answer that nobody waited for was kept. One that was     *)
+(* suspended before has its answers from the journal, as Learn gives them.                                   *)
 Take(x) == [x EXCEPT !.res = [op \in Ops |->
-  IF x.res[op] = None /\ op \in x.sent \cap Questions /\ Met(x, op) # 0 THEN answers[Met(x, op)].v ELSE x.res[op]]]
+  IF x.view.st = "none" /\ x.res[op] = None /\ op \in x.sent \cap Questions /\ Met(x, op) # 0 THEN answers[Met(x, op)].v ELSE x.res[op]]]
 Ask(i) ==
   LET x == worker[i]
       ask == (Now(x.res) \cap (Questions \cup Approvals)) \ x.sent
@@ -236,7 +240,9 @@ Ask(i) ==
 Hear(i) ==
   LET x == worker[i] now == [x EXCEPT !.ans = Len(answers)] IN
   /\ x.claim # 0 /\ x.ans < Len(answers)
-  /\ worker' = [worker EXCEPT ![i] = IF x.run = "live" THEN Take(now) ELSE now]
+  /\ worker' = [worker EXCEPT ![i] =
+       IF x.run = "live" THEN Take(now)
+       ELSE IF x.run = "leaving" /\ Bug = "come-dropped" THEN [now EXCEPT !.from = now.ans] ELSE now]
   /\ UNCHANGED <<log, truth, heir, answers, asked, group, out, odd>>
 
 (* It has nothing to do but to wait. *)
@@ -256,10 +262,11 @@ Results(i, op) ==
      \/ waits /\ op \in Timers /\ result(<<"woke", 0>>)
      \/ waits /\ op \in Approvals /\ Late /\ result(<<"late", 0>>)
 
-(* It has waited for long. Where it was suspended before, the journal has its message already. *)
+(* It has waited for long. Where it was suspended before, the journal has its message already, and answers  *)
+(* may be on their way there.                                                                                *)
 Suspend(i) ==
   LET x == worker[i] kind == IF x.view.st = "none" THEN "suspend" ELSE "again" IN
-  /\ Stuck(x) /\ x.busy = {}
+  /\ Stuck(x) /\ x.busy \subseteq Questions
   /\ InHand(x) = {} \/ Bug = "hand-forgotten"
   /\ Write(i, [Record(x, kind) EXCEPT !.waits = Now(x.res)], [x EXCEPT !.run = "leaving"], kind)
   /\ UNCHANGED odd

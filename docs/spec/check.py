@@ -226,6 +226,14 @@ INVOCATIONS = [
         "hand-forgotten", "AskApprove", "suspended with an answer in hand that no record has", "AnswerKept", Decisions=1
     ),
     _step("listed-only", "ApproveAsk", "only what the suspension lists is journaled", "AnswerKept", Decisions=1),
+    _step("come-dropped", "AskStep", "what comes while a suspension is on its way goes to nobody", "AnswerKept"),
+    _step(
+        "came-before",
+        "ApproveAsk",
+        "suspended again for what came while that was on its way, and waits for ever",
+        "Deadlock",
+        Decisions=1,
+    ),
     _step("low-over-steps", "AskStep", "the note passes results that were not copied", "NothingDropped", Copies=1),
 ]
 
