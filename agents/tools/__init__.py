@@ -22,11 +22,17 @@ from llmagentos.agents.tools.confine import Limits
 from llmagentos.agents.tools.tool import Call, Tool, tool
 
 if TYPE_CHECKING:
-    pass
+    from llmagentos.agents.tools.others import agent_tool
+    from llmagentos.agents.tools.servers import McpServer, mcp_tools
 
-__all__ = ["Call", "Limits", "Tool", "tool"]
+__all__ = ["Call", "Limits", "McpServer", "Tool", "agent_tool", "mcp_tools", "tool"]
 
-_LATER: dict[str, str] = {}
+#: Imported when first asked for.
+_LATER = {
+    "McpServer": "llmagentos.agents.tools.servers",
+    "agent_tool": "llmagentos.agents.tools.others",
+    "mcp_tools": "llmagentos.agents.tools.servers",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ import pydantic
 
 from llmagentos.streams.errors import AgentError
 
-__all__ = ["Signature", "WrongArguments", "describe", "parse"]
+__all__ = ["Signature", "WrongArguments", "check_by", "describe", "parse", "plain"]
 
 #: The headings of a docstring behind which no description of the whole stands any more (Google's style).
 _SECTION: Final = re.compile(r"^(Args|Arguments|Parameters|Returns|Raises|Yields|Example|Examples|Note):\s*$", re.M)
@@ -79,7 +79,7 @@ class Signature:
             self._model = pydantic.create_model(
                 label, __config__=pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=False), **fields
             )
-            self.parameters: dict[str, Any] = _plain(self._model.model_json_schema())
+            self.parameters: dict[str, Any] = plain(self._model.model_json_schema())
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             raise AgentError(
                 f"the parameters of tool {label!r} can't be a JSON schema: {str(error).splitlines()[0]}",
@@ -126,7 +126,7 @@ def describe(error: pydantic.ValidationError) -> str:
     return "wrong arguments: " + "; ".join(said)
 
 
-def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+def plain(schema: dict[str, Any]) -> dict[str, Any]:
     """*schema* without titles: they repeat names, and each is paid for with every request."""
 
     def strip(node: Any, names: bool = False) -> Any:
@@ -144,6 +144,39 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     schema.pop("description", None)
     schema.setdefault("properties", {})
     return schema
+
+
+def check_by(label: str, schema: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """A check by a JSON schema that somebody gave.
+
+    Raises:
+        AgentError: it is none, or the package that checks is not installed.
+    """
+    try:
+        from jsonschema import exceptions, validators
+        from referencing import Registry
+    except ImportError as error:
+        raise AgentError(
+            f"tool {label!r} has a JSON schema, and there is no package to check by it: {error}",
+            fix="pip install 'llmagentos[tools]'",
+        ) from error
+    kind: Any = validators.validator_for(schema, default=validators.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except exceptions.SchemaError as error:
+        raise AgentError(f"the JSON schema of tool {label!r} is none: {error.message}", fix="correct it") from error
+    validator = kind(schema, registry=Registry())  # nothing is fetched that it refers to
+
+    def check(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        said = [
+            f"{'.'.join(map(str, each.absolute_path)) or 'the arguments'}: {each.message[: 3 * _SHOWN]}"
+            for each in validator.iter_errors(dict(arguments))
+        ]
+        if said:
+            raise WrongArguments("wrong arguments: " + "; ".join(said))
+        return dict(arguments)
+
+    return check
 
 
 def _summary(text: str) -> str:

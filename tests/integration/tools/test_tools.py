@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from llmagentos.agents import Context, Message, agent
@@ -61,3 +62,47 @@ async def test_a_call_is_checked_allowed_and_done_once(agents: Agents) -> None:
     assert "town: Extra inputs are not permitted (given: '1')" in said[3]
     assert said[4:] == ["error: LookupError: no such city", "error: wipe is not allowed: guide may not", "wiped"]
     assert calls == [("Oslo", 2), ("nowhere", 1), "/tmp/x"]
+
+
+async def test_calls_wait_for_a_person_above_a_threshold_and_go_by_the_operators_policy(agents: Agents) -> None:
+    calls: list[Any] = []
+
+    @tool(approve={"amount": 100}, key_as="key")
+    async def refund(amount: float, key: str) -> str:
+        calls.append((amount, key))
+        return f"refunded {amount:g}"
+
+    @tool(approve=lambda arguments: arguments["path"].startswith("/"))
+    def remove(path: str) -> str:
+        calls.append(path)
+        return "removed"
+
+    @tool()
+    def shell(command: str) -> str:
+        calls.append(command)
+        return "done"
+
+    assert "key" not in refund.parameters["properties"]
+
+    @agent("clerk", tools=[refund, remove, shell], retries=1, backoff=0.01)
+    async def clerk(message: Message, ctx: Context) -> list[str]:
+        refund, remove = ctx.tools["refund"], ctx.tools["remove"]
+        said = [await ctx.tools["shell"].invoke(ctx, {"command": "rm"}), await refund.invoke(ctx, {"amount": 100})]
+        said += await asyncio.gather(refund.invoke(ctx, {"amount": 101}), remove.invoke(ctx, {"path": "/"}))
+        said += [await remove.invoke(ctx, {"path": "here"})]
+        if ctx.attempt == 0:
+            raise ValueError("once")
+        return said
+
+    policy = {"clerk/shell": "deny", "*": "allow"}
+    async with agents.run(clerk, suspend_after_s=0.1, tool_policy=policy) as run:
+        asked = asyncio.create_task(run.ask("clerk", "x", conversation="c"))
+        await run.approve("c", by="Ada")
+        await run.reject("c", by="Ada", why="too much")
+        said = (await asked).content
+    assert said[:2] == ["error: shell is not allowed here", "refunded 100"]
+    assert said[2] == "refunded 101"
+    assert said[3] == "error: a person did not approve this call of remove: too much"
+    assert said[4] == "removed"
+    assert [each if isinstance(each, str) else each[0] for each in calls] == [100, 101, "here"]
+    assert len({each[1] for each in calls if not isinstance(each, str)}) == 2
