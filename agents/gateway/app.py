@@ -74,7 +74,14 @@ def build(settings: Settings, desk: Desk, *, cors: Sequence[str] = ()) -> FastAP
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        return await told(request, Refused(400, f"the request is wrong: {wrong}", fix="/docs tells what there is"))
+        return await told(
+            request,
+            Refused(
+                400,
+                f"the request is wrong: {wrong}",
+                fix="send JSON, and say so by `Content-Type: application/json`; /docs tells what there is",
+            ),
+        )
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

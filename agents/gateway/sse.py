@@ -35,9 +35,13 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes], headers: Mapping[str, str] | None = None, status_code: int = 200
+    ) -> None:
         # nginx would hold the events back until its buffer is full.
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
+        super().__init__(
+            status_code=status_code, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+        )
         del self.headers["content-length"]  # of an empty body, which Response takes it for
         self._chunks = chunks
         self._sent_at = 0.0
@@ -59,7 +63,7 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         lock = asyncio.Lock()
         async with aclosing(self._chunks):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             pinging = asyncio.create_task(self._ping(send, lock))
             try:
                 async for chunk in self._chunks:
