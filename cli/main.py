@@ -26,6 +26,7 @@ COMMANDS: tuple[str, ...] = (
     "steps",
     "cancel",
     "memory",
+    "model",
     "knowledge",
     "schema",
     "deploy",

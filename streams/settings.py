@@ -37,13 +37,15 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    provider: Literal["openai", "scripted"] = Field(
+    provider: Literal["openai", "transformers", "scripted"] = Field(
         "openai",
-        description="`openai`: an endpoint that speaks its protocol; `scripted`: answers from a file, for tests.",
+        description="`openai`: an endpoint that speaks its protocol; `transformers`: a folder, run in the worker;"
+        " `scripted`: answers from a file, for tests.",
     )
     model: str = Field("", description="What the provider calls it; empty: as it is named here.")
     base_url: str = Field("", description="Of the endpoint, for example http://127.0.0.1:8000/v1; empty: OpenAI's.")
     key_env: str = Field("", description="The environment variable that has the endpoint's key; empty: it needs none.")
+    path: Path | None = Field(None, description="The folder of a local model: config, tokenizer and safetensors.")
     script: Path | None = Field(None, description="The file of answers of a scripted model.")
     window: int = Field(0, ge=0, description="Tokens that question and answer may have together; 0: not known.")
     max_tokens: int = Field(0, ge=0, description="Tokens that one answer may have; 0: as many as the model likes.")
@@ -159,6 +161,9 @@ class Settings(BaseSettings):
     models: dict[str, ModelSettings] = Field(
         default_factory=dict,
         description="Models by name: tables `[models.NAME]` of the file, or JSON; see docs/howto/models.md.",
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="Weights that local models may have in memory together, per worker; 0: no bound."
     )
     tenant_budget: float = Field(
         0.0, ge=0, description="US dollars that a tenant may spend on models each day (UTC); 0: no bound."

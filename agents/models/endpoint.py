@@ -84,7 +84,11 @@ class Endpoint:
         client = await self._opened()
         turn = _Turn()
         try:
-            async with client.chat.completions.with_streaming_response.create(**self._body(request)) as response:
+            # As `extra_body`, which goes as it is: what the client makes of 20 messages by their types takes 5 ms.
+            body = self._body(request)
+            async with client.chat.completions.with_streaming_response.create(
+                model=self._model, messages=[], stream=True, extra_body=body
+            ) as response:
                 if "text/event-stream" not in response.headers.get("content-type", ""):
                     turn.whole(await response.read())  # it streams nothing, though it was asked to
                     if turn.text:

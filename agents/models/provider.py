@@ -6,7 +6,7 @@ tests/integration/models/test_providers.py, which runs over each.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -37,8 +37,8 @@ class ToolLike(Protocol):
         """The JSON schema of its arguments."""
         ...
 
-    async def invoke(self, ctx: Any, arguments: str | dict[str, Any], /) -> str:
-        """Run it; what the model is to read. A durable step."""
+    def invoke(self, ctx: Any, arguments: str | dict[str, Any], /) -> Awaitable[str]:
+        """Run it; awaited, what the model is to read. A durable step."""
         ...
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from llmagentos.agents.models.budgets import Budgets
 from llmagentos.agents.models.cache import Cache
 from llmagentos.agents.models.endpoint import Endpoint
+from llmagentos.agents.models.local import Local, Room
 from llmagentos.agents.models.provider import Failure, Provider, Request, Turn, Usage
 from llmagentos.agents.models.scripted import Scripted
 from llmagentos.agents.models.window import fit
@@ -45,6 +46,7 @@ class Models:
 
     Attributes:
         budgets: what may be spent.
+        room: of the models that run in this process.
     """
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -53,6 +55,7 @@ class Models:
         self._open: dict[str, Provider] = {}
         self._cache = Cache(settings)
         self.budgets = Budgets(settings)
+        self.room = Room(settings.model_memory_bytes)
 
     def named(self, name: str | None) -> tuple[str, ModelSettings]:
         """The model *name*, or the one that is meant where none is named.
@@ -175,8 +178,19 @@ class Models:
         provider = self._open.get(name)
         if provider is None:
             _, settings = self.named(name)
-            provider = self._open[name] = _provider(name, settings)
+            provider = self._open[name] = self._opened(name, settings)
         return provider
+
+    def _opened(self, name: str, settings: ModelSettings) -> Provider:
+        if settings.provider == "openai":
+            return Endpoint(name, settings)
+        if settings.provider == "transformers":
+            return Local(name, settings, self.room)
+        if settings.script is None:
+            raise SettingsError(
+                f"scripted model {name!r} has no script", fix=f"set models.{name}.script to a JSON file"
+            )
+        return Scripted.read(settings.script, name)
 
     def _usage(self, name: str, request: Request, turn: Turn) -> Usage:
         """What a turn cost; counted here, where the provider says no numbers."""
@@ -198,11 +212,3 @@ class Models:
 
 async def _deaf(text: str) -> None:
     """Nobody is told."""
-
-
-def _provider(name: str, settings: ModelSettings) -> Provider:
-    if settings.provider == "openai":
-        return Endpoint(name, settings)
-    if settings.script is None:
-        raise SettingsError(f"scripted model {name!r} has no script", fix=f"set models.{name}.script to a JSON file")
-    return Scripted.read(settings.script, name)
