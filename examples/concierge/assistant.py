@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from catalogue import Service, schema, services
+from catalogue import AGENTS, describe, schema
 from pydantic import BaseModel
 
 from llmagentos.agents import Context, Message, agent
 
 
 class Desk:
-    """A service as a tool of the model: to call it is to ask the agent of its name."""
+    """An agent as a tool of the model: to call it is to ask it."""
 
-    def __init__(self, service: Service) -> None:
-        self.name, self.description, self.parameters = service.name, service.description, schema(service)
+    def __init__(self, name: str) -> None:
+        self.name, self.description, self.parameters = name, describe(name), schema(name)
 
     async def invoke(self, ctx: Context, arguments: str | Mapping[str, Any]) -> str:
-        """What the service's agent answers, as JSON."""
+        """What the agent answers, as JSON."""
         asked = orjson.loads(arguments) if isinstance(arguments, str) else arguments
         return orjson.dumps(await ctx.ask(self.name, asked)).decode()
 
 
-DESKS = [Desk(service) for service in services()]
+DESKS = [Desk(name) for name in AGENTS]
 
 
 class Talk(BaseModel):

@@ -1,17 +1,17 @@
-"""What services there are, by the deployment that runs them: all that the assistant knows of them."""
+"""What services there are, by the agent that answers for them: all that the assistant knows of them."""
 
 from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-__all__ = ["DEPLOYMENTS", "Service", "schema", "services"]
+__all__ = ["AGENTS", "Service", "describe", "schema"]
 
 
 class Service(NamedTuple):
-    """One service, which is an agent of the same name.
+    """One service.
 
     Attributes:
-        description: for the model.
+        description: in a few words, for the model.
         methods: what can be asked of it.
     """
 
@@ -20,8 +20,8 @@ class Service(NamedTuple):
     methods: tuple[str, ...]
 
 
-#: As the dialogues' authors named them.
-DEPLOYMENTS: Final[dict[str, tuple[Service, ...]]] = {
+#: Each a deployment of its own. Services and methods as the dialogues' authors named them.
+AGENTS: Final[dict[str, tuple[Service, ...]]] = {
     "travel": (
         Service("Buses_1", "Intercity buses and their tickets", ("FindBus", "BuyBusTicket")),
         Service("Flights_3", "Flights, one way or return", ("SearchOnewayFlight", "SearchRoundtripFlights")),
@@ -48,19 +48,23 @@ DEPLOYMENTS: Final[dict[str, tuple[Service, ...]]] = {
 }
 
 
-def services() -> list[Service]:
-    """All of them."""
-    return [service for group in DEPLOYMENTS.values() for service in group]
+def describe(agent: str) -> str:
+    """What *agent* is for."""
+    return "; ".join(f"{service.name}: {service.description}" for service in AGENTS[agent])
 
 
-def schema(service: Service) -> dict[str, Any]:
-    """The JSON Schema of what the agent of *service* is asked."""
+def schema(agent: str) -> dict[str, Any]:
+    """The JSON Schema of what *agent* is asked."""
     return {
         "type": "object",
         "properties": {
-            "method": {"type": "string", "enum": list(service.methods)},
+            "service": {"type": "string", "enum": [service.name for service in AGENTS[agent]]},
+            "method": {
+                "type": "string",
+                "enum": sorted({name for service in AGENTS[agent] for name in service.methods}),
+            },
             "parameters": {"type": "object", "additionalProperties": {"type": "string"}},
         },
-        "required": ["method", "parameters"],
+        "required": ["service", "method", "parameters"],
         "additionalProperties": False,
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dialogues
-from catalogue import services
+from catalogue import AGENTS
 from dialogues import Call
 from rich.console import Console
 from rich.table import Table
@@ -102,14 +102,12 @@ def check(settings: Settings) -> Found:
         replies[message.record["caused_by"]].append(message.text)
     for message in topics("answers.assistant", "result"):
         results[message.record["caused_by"]].append(message.content)
-    for service in services():
-        for message in topics(f"agent.{service.name}", "task"):
-            said = message.content
-            for result in results.get(message.message_id, [None])[:1]:
-                cause = message.record["caused_by"]
-                calls[cause].append(Call(service.name, said["method"], said["parameters"], result))
-            if len(results.get(message.message_id, ())) > 1:  # two different answers to one question
-                calls[message.record["caused_by"]].append(Call(service.name, "answered twice", {}, []))
+    for name in AGENTS:
+        for message in topics(f"agent.{name}", "task"):
+            said, made = message.content, calls[message.record["caused_by"]]
+            # One that got two different answers, or none, matches no recorded call.
+            for result in results.get(message.message_id, [None]):
+                made.append(Call(said["service"], said["method"], said["parameters"], result))
     topics.close()
     found = _compare(asked, replies, calls)
     found.events, found.twice = topics.read - topics.twice, topics.twice

@@ -30,8 +30,8 @@ class Call(NamedTuple):
 
     @property
     def request(self) -> str:
-        """Method and parameters, the same text however they are ordered."""
-        asked = {"method": self.method, "parameters": self.parameters}
+        """What is asked, the same text however its parameters are ordered."""
+        asked = {"service": self.service, "method": self.method, "parameters": self.parameters}
         return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS).decode()
 
 

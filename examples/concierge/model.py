@@ -18,10 +18,13 @@ import dialogues
 import orjson
 import uvloop
 from aiohttp import web
+from catalogue import AGENTS
 from dialogues import Exchange
 
 #: Where the assistant's system prompt says which conversation it is.
 CONVERSATION = re.compile(r"conversation ([\w-]+)")
+#: Whom to call for a service.
+DESKS = {service.name: name for name, group in AGENTS.items() for service in group}
 #: A streamed answer comes in pieces of so many words.
 WORDS = 4
 
@@ -69,7 +72,7 @@ class Model:
             {
                 "id": f"call_{found[1]}_{number}_{index}",
                 "type": "function",
-                "function": {"name": call.service, "arguments": call.request},
+                "function": {"name": DESKS[call.service], "arguments": call.request},
             }
             for index, call in enumerate(calls)
         ]

@@ -23,7 +23,7 @@ from typing import Any
 
 import dialogues
 import httpx
-from catalogue import DEPLOYMENTS
+from catalogue import AGENTS
 from check import check, show
 from meter import Meter
 from rich.console import Console
@@ -93,7 +93,7 @@ class House:
     def measure(self, meter: Meter) -> None:
         """Read the clocks of all workers, of Kafka and of Redis."""
         meter.look("assistants", self.workers("assistant"))
-        for name in DEPLOYMENTS:
+        for name in AGENTS:
             meter.look("services", self.workers(name))
         if not self._settings.brokers:
             for part in Node(self._settings).status().parts:
@@ -119,9 +119,7 @@ def run(
             raise LLMAgentOSError("the model did not start; it said why above", fix="see README.md")
         stack.callback(house.clear)
         with errors.status("deploying services and assistants"), ThreadPoolExecutor() as pool:
-            started = [
-                pool.submit(house.deploy, name, "services.py", 1, CONCIERGE_SERVICES=name) for name in DEPLOYMENTS
-            ]
+            started = [pool.submit(house.deploy, name, "services.py", 1, CONCIERGE_DESK=name) for name in AGENTS]
             for each in started:  # before the assistant, whose questions need the services' inboxes
                 each.result()
             house.deploy(
