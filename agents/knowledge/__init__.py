@@ -7,11 +7,11 @@ from llmagentos.streams.errors import KnowledgeError
 
 if TYPE_CHECKING:
     from llmagentos.agents.knowledge.embedding import Embedder
-    from llmagentos.agents.knowledge.library import Added, Knowledge, Problem
+    from llmagentos.agents.knowledge.library import Added, Knowledge, Problem, documents_in
     from llmagentos.agents.knowledge.store import Passage, Stored
-    from llmagentos.agents.knowledge.tool import knowledge_tool
+    from llmagentos.agents.knowledge.tool import cited, knowledge_tool
 
-__all__ = ["Added", "Embedder", "Knowledge", "Passage", "Problem", "Stored", "knowledge_tool"]
+__all__ = ["Added", "Embedder", "Knowledge", "Passage", "Problem", "Stored", "cited", "documents_in", "knowledge_tool"]
 
 #: Imported when first asked for: they bring numpy and the model's runtime.
 _LATER = {
@@ -21,6 +21,8 @@ _LATER = {
     "Passage": "store",
     "Problem": "library",
     "Stored": "store",
+    "cited": "tool",
+    "documents_in": "library",
     "knowledge_tool": "tool",
 }
 

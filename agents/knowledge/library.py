@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -21,7 +21,7 @@ from llmagentos.streams.settings import Settings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Added", "Knowledge", "Problem"]
+__all__ = ["Added", "Knowledge", "Problem", "documents_in"]
 
 #: Chunks that are embedded and written together: some seconds of work are lost at most when a process dies.
 GROUP: Final = 256
@@ -126,7 +126,7 @@ class Knowledge:
         gone: list[str] = []
         ignored = 0
         for place in places:
-            found, others = _files(Path(place))
+            found, others = documents_in(place)
             ignored += others
             files |= {str(each): each for each in found}
             root = str(Path(place).resolve())
@@ -195,6 +195,18 @@ class Knowledge:
             self._store.remove(gone)
         return len(gone)
 
+    def keep(self, folder: str | Path, files: Iterable[str | Path]) -> int:
+        """Forget what is stored of *folder* but for *files*, which are all that it has now.
+
+        Returns:
+            How many documents were forgotten.
+        """
+        root, there = str(Path(folder).resolve()), {str(Path(each).resolve()) for each in files}
+        gone = [each for each in self._store.digests() if _below(each, root) and each not in there]
+        if gone:
+            self._store.remove(gone)
+        return len(gone)
+
     def documents(self) -> list[Stored]:
         """All that is stored, by source."""
         return self._store.documents()
@@ -226,7 +238,8 @@ class Knowledge:
         orders = [self._store.by_words(query)] if query else []
         if vector is not None:
             orders.append(self._store.by_vector(vector))
-        return self._store.passages(fused(*orders)[:k])
+        section = self._store.sections(each for order in orders for each in order)
+        return self._store.passages(fused(*orders, section=section)[:k])
 
     def _bind(self) -> None:
         if not self._bound:
@@ -271,9 +284,16 @@ def _below(source: str, root: str) -> bool:
     return source == root or source.startswith(root.rstrip("/") + "/")
 
 
-def _files(place: Path) -> tuple[list[Path], int]:
-    """The documents at a place, and how many other files there are."""
-    root = place.resolve()
+def documents_in(place: str | Path) -> tuple[list[Path], int]:
+    """The documents at *place*, by name; and how many other files there are.
+
+    Hidden files and folders, links, and the folders of other programs (`node_modules`, virtual environments) are left
+    out.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    root = Path(place).resolve()
     if root.is_file():
         return [root], 0
     if not root.is_dir():

@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -35,8 +35,9 @@ BUSY_S: Final = 30.0
 #: Candidates that each of both searches brings to the fusion.
 DEPTH: Final = 50
 
-#: Of reciprocal rank fusion: the constant of the paper that proposed it (Cormack, Clarke and Büttcher, 2009).
-FUSION: Final = 60
+#: Of reciprocal rank fusion. The paper that proposed it has 60, for lists of a thousand (Cormack, Clarke and Büttcher,
+#: 2009); with lists of DEPTH, 10 found a little more (docs/decisions/0066-knowledge.md).
+FUSION: Final = 10
 
 #: Words of a query that are looked up: a whole page as a query is found by its first words as well.
 WORDS_MAX: Final = 32
@@ -369,6 +370,14 @@ class Store:
             left = np.concatenate([left, new]) if len(left) else new
         self._ids, self._vectors, self._seen = ids, np.ascontiguousarray(left), seen
 
+    def sections(self, ids: Iterable[int]) -> dict[int, Hashable]:
+        """What each of these chunks belongs to: document and title; where there is no title, itself."""
+        wanted = list(dict.fromkeys(ids))
+        marks = ", ".join("?" * len(wanted))
+        with self._told():
+            rows = self._db.execute(f"SELECT id, document, title FROM chunks WHERE id IN ({marks})", wanted).fetchall()
+        return {each: (document, title) if title else each for each, document, title in rows}
+
     def passages(self, scored: Sequence[tuple[int, float]]) -> list[Passage]:
         """What these ids stand for, in their order, without those that were removed meanwhile."""
         if not scored:
@@ -389,13 +398,22 @@ class Store:
         ]
 
 
-def fused(*orders: Sequence[int]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: ids with their scores, the best first."""
-    scores: dict[int, float] = {}
+def fused(*orders: Sequence[int], section: Mapping[int, Hashable]) -> list[tuple[int, float]]:
+    """Reciprocal rank fusion of *orders*: ids with their scores, the best first.
+
+    A section counts by its best chunk: five pieces of one function would hide four others.
+    """
+    scores: dict[Hashable, float] = {}
+    best: dict[Hashable, int] = {}
     for order in orders:
-        for rank, each in enumerate(order, 1):
+        seen = dict.fromkeys(section[each] for each in order if each in section)
+        for rank, each in enumerate(seen, 1):
             scores[each] = scores.get(each, 0.0) + 1 / (FUSION + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+        for each in order:
+            if each in section:
+                best.setdefault(section[each], each)
+    ordered = sorted(scores.items(), key=lambda item: (-item[1], best[item[0]]))
+    return [(best[each], score) for each, score in ordered]
 
 
 def _spelled(text: str) -> str:
