@@ -60,7 +60,7 @@ def _parameter(parameter: Any) -> str:
 
 def settings() -> str:
     """Every setting with its type, default and variable."""
-    from llmagentos.streams.settings import Settings
+    from llmagentos.streams.settings import ModelSettings, Settings
 
     lines = [
         "# Settings",
@@ -81,6 +81,10 @@ def settings() -> str:
         lines.append(
             f"| `{name}` | `LLMAGENTOS_{name.upper()}` | {_cell(str(default))} | {_cell(field.description or '')} |"
         )
+    lines += ["", "## `[models.NAME]`", "", "| in the file | default | |", "|---|---|---|"]
+    for name, field in ModelSettings.model_fields.items():
+        default = "" if field.default in (None, (), "") else str(field.default)
+        lines.append(f"| `{name}` | {_cell(default)} | {_cell(field.description or '')} |")
     return "\n".join([*lines, ""])
 
 
