@@ -230,6 +230,8 @@ class _Warm:
         if self._level == "sandbox":
             command = [*bubblewrap(), *_walls(path, self._module), *command]
             hidden = ["tmp"]
+        elif not landlock_version():
+            log.warning("this kernel has no Landlock: tools of %s can write wherever the worker can", module)
         environment = {name: os.environ[name] for name in (*ENVIRONMENT, *self._env) if name in os.environ}
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], cwd="/"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pydantic
 
 from llmagentos.agents.tools.signature import WrongArguments, check_by, describe, plain
-from llmagentos.agents.tools.tool import ERROR, Allow, Approve, Tool, as_text, check_name
+from llmagentos.agents.tools.tool import ERROR, Allow, Approve, Tool, abandon, as_text, check_name
 from llmagentos.streams.errors import AgentError, AnswerError, AnswerTimeout
 
 if TYPE_CHECKING:
@@ -67,17 +67,29 @@ def agent_tool(
             )
         parameters, check = schema, check_by(label, schema)
 
-    def do(ctx: Context, values: dict[str, Any], given: Mapping[str, Any]) -> Coroutine[Any, Any, str]:
-        return _answered(ctx.ask(agent, values["message"] if schema is None else values, timeout=timeout))
+    def do(ctx: Context, values: dict[str, Any], given: Mapping[str, Any]) -> Awaitable[str]:
+        return _Answer(ctx.ask(agent, values["message"] if schema is None else values, timeout=timeout))
 
     return Tool(label, description, parameters, check=check, do=do, allow=allow, approve=approve)
 
 
-async def _answered(answer: Awaitable[Any]) -> str:
-    try:
-        return as_text(await answer)
-    except (AnswerError, AnswerTimeout) as error:
-        return f"{ERROR} {error.what}"
+class _Answer:
+    """An answer as a text, also where it is an error."""
+
+    def __init__(self, asked: Awaitable[Any]) -> None:
+        self._asked = asked
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return self._read().__await__()
+
+    async def _read(self) -> str:
+        try:
+            return as_text(await self._asked)
+        except (AnswerError, AnswerTimeout) as error:
+            return f"{ERROR} {error.what}"
+
+    def close(self) -> None:
+        abandon(self._asked)
 
 
 def _message(arguments: Mapping[str, Any]) -> dict[str, Any]:

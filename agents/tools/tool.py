@@ -27,7 +27,7 @@ from llmagentos.streams.errors import AgentError, ToolError
 if TYPE_CHECKING:
     from llmagentos.agents.context import Context
 
-__all__ = ["ERROR", "Call", "Tool", "as_text", "check_name", "step_of", "tool"]
+__all__ = ["ERROR", "Call", "Tool", "abandon", "as_text", "check_name", "step_of", "tool"]
 
 log = logging.getLogger("llmagentos.tools")
 
@@ -65,8 +65,8 @@ Allow = Callable[[Call], bool | str]
 Approve = bool | Callable[[dict[str, Any]], bool] | Mapping[str, float]
 
 #: Begins a call, and takes its place among the handler's steps at once: of the context, the arguments as they were
-#: checked, and as they were given. Awaited, the text for the model.
-Do = Callable[["Context", dict[str, Any], Mapping[str, Any]], Coroutine[Any, Any, str]]
+#: checked, and as they were given. Awaited, the text for the model; one that is not to be awaited can be closed.
+Do = Callable[["Context", dict[str, Any], Mapping[str, Any]], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,17 +120,17 @@ class Tool:
         if refused:
             return self._refuse(ctx, refused)
         if not self._must_be_approved(values):
-            return self.do(ctx, values, given)
+            return _awaited(self.do(ctx, values, given))
         asked = ctx.approve(f"{ctx.agent} is to call {self.name}: {pydantic_core.to_json(dict(given)).decode()}")
         return self._approved(asked, self.do(ctx, values, given))
 
-    async def _approved(self, asked: Awaitable[Any], done: Coroutine[Any, Any, str]) -> str:
+    async def _approved(self, asked: Awaitable[Any], done: Awaitable[str]) -> str:
         try:
             approval = await asked
             if approval:
                 return await done
-        finally:
-            done.close()
+        finally:  # where it does not come to it: so that Python doesn't warn of a coroutine that nobody awaited
+            abandon(done)
         why = f": {approval.why}" if approval.why else ""
         return f"{ERROR} a person did not approve this call of {self.name}{why}"
 
@@ -199,14 +199,20 @@ def step_of(name: str, call: Callable[..., Awaitable[str]], *, keyed: bool = Fal
             log.warning("tool %s failed", name, exc_info=error)
             return f"{ERROR} {type(error).__name__}: {error}"
 
-    def do(ctx: Context, values: dict[str, Any], given: Mapping[str, Any]) -> Coroutine[Any, Any, str]:
-        return _awaited(ctx.step(_step_name(name), guarded, values, given, key_as="key" if keyed else None))
+    def do(ctx: Context, values: dict[str, Any], given: Mapping[str, Any]) -> Awaitable[str]:
+        return ctx.step(_step_name(name), guarded, values, given, key_as="key" if keyed else None)
 
     return do
 
 
 async def _awaited(said: Awaitable[str]) -> str:
     return await said
+
+
+def abandon(awaitable: Awaitable[Any]) -> None:
+    """Say that nobody will await *awaitable*, be it that it was."""
+    if (end := getattr(awaitable, "close", None)) is not None:
+        end()
 
 
 async def _say(text: str) -> str:

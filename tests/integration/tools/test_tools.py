@@ -88,7 +88,7 @@ async def test_calls_wait_for_a_person_above_a_threshold_and_go_by_the_operators
     async def clerk(message: Message, ctx: Context) -> list[str]:
         refund, remove = ctx.tools["refund"], ctx.tools["remove"]
         said = [await ctx.tools["shell"].invoke(ctx, {"command": "rm"}), await refund.invoke(ctx, {"amount": 100})]
-        said += await asyncio.gather(refund.invoke(ctx, {"amount": 101}), remove.invoke(ctx, {"path": "/"}))
+        said += [await refund.invoke(ctx, {"amount": 101}), await remove.invoke(ctx, {"path": "/"})]
         said += [await remove.invoke(ctx, {"path": "here"})]
         if ctx.attempt == 0:
             raise ValueError("once")
