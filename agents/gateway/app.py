@@ -154,6 +154,7 @@ async def serve(
         BrokerError, TopicError: Kafka is out of reach, or its topics are not as they must be.
     """
     try:
+        import fastapi  # noqa: F401 # pyright: ignore[reportUnusedImport] - said here, before anything is opened
         import uvicorn
     except ImportError as error:
         raise SettingsError(
