@@ -29,6 +29,7 @@ LLMAgentOSError                 anything below; carries what to do (`fix`) and w
 |   +-- StateError              what is to be remembered of a conversation can't be kept
 |   |   +-- ChangedState        what is remembered can't be read by the code as it is
 |   +-- ModelError              a model gave no answer that can be used
+|   |   +-- ModelFailure        it did not answer: its endpoint is down, slow or overloaded, or refuses
 |   |   +-- ContextTooLong      the question has more tokens than the model takes
 |   |   +-- BadAnswer           the answer is not of the form that was asked for
 |   |   +-- BudgetSpent         a bound on turns, tokens or dollars is reached
@@ -202,7 +203,26 @@ class ChangedState(StateError):
 
 
 class ModelError(AgentError):
-    """A model gave no answer that can be used: its endpoint is down, slow or overloaded, or refuses."""
+    """A model gave no answer that can be used."""
+
+
+class ModelFailure(ModelError):
+    """A model did not answer.
+
+    `kind` is why: `down` (out of reach), `slow` (silent for too long), `overloaded` (429, 5xx), `cut` (broken off in
+    mid-answer), `garbled` (what came is not the protocol), `refused` (it does not take the question). `after_s` is the
+    pause in seconds that its endpoint asks for before it is asked again; None: it said none.
+    """
+
+    def __init__(self, what: str, kind: str, *, after_s: float | None = None, fix: str = "") -> None:
+        super().__init__(what, fix=fix)
+        self.kind = kind
+        self.after_s = after_s
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same question may be answered a little later."""
+        return self.kind != "refused"
 
 
 class ContextTooLong(ModelError):

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmagentos.agents.models.llm import Llm, Reply
-    from llmagentos.agents.models.provider import Call, Failure, Provider, Request, ToolLike, Turn, Usage
+    from llmagentos.agents.models.provider import Call, Provider, Request, ToolLike, Turn, Usage
     from llmagentos.agents.models.scripted import Scripted
     from llmagentos.agents.models.service import Models
 
 __all__ = [
-    "Call", "Failure", "Llm", "Models", "Provider", "Reply", "Request", "Scripted", "ToolLike", "Turn", "Usage",
+    "Call", "Llm", "Models", "Provider", "Reply", "Request", "Scripted", "ToolLike", "Turn", "Usage",
 ]  # fmt: skip
 
 _PLACES = {
     "Call": "provider",
-    "Failure": "provider",
     "Llm": "llm",
     "Models": "service",
     "Provider": "provider",

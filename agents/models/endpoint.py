@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from llmagentos.agents.models.provider import Call, Failure, Request, Turn
+from llmagentos.agents.models.provider import Call, Request, Turn
 from llmagentos.agents.models.window import estimate
-from llmagentos.streams.errors import ContextTooLong, SettingsError
+from llmagentos.streams.errors import ContextTooLong, ModelFailure, SettingsError
 from llmagentos.streams.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ class Endpoint:
         except openai.APITimeoutError as error:
             raise self._slow() from error
         except openai.APIConnectionError as error:
-            raise Failure(
+            raise ModelFailure(
                 f"{self._where} is out of reach: {error.__cause__ or error}",
                 "down",
                 fix=f"start it, or correct models.{self._name}.base_url",
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise Failure(f"{self._where} answers what is not the OpenAI protocol: {error}", "garbled") from error
+            raise ModelFailure(f"{self._where} answers what is not the OpenAI protocol: {error}", "garbled") from error
         except Exception as error:
             if not (kind := _broken(error)):
                 raise
@@ -116,7 +116,7 @@ class Endpoint:
                 raise self._slow() from error
             raise self._cut(f"{type(error).__name__}: {error}") from error
         if turn.error:
-            raise Failure(f"{self._where} failed in mid-answer: {turn.error}", "overloaded")
+            raise ModelFailure(f"{self._where} failed in mid-answer: {turn.error}", "overloaded")
         if not turn.finish:
             raise self._cut("it ended without saying that it ends")
         yield turn.done()
@@ -139,17 +139,17 @@ class Endpoint:
             body["temperature"] = request.temperature
         return body
 
-    def _slow(self) -> Failure:
-        return Failure(
+    def _slow(self) -> ModelFailure:
+        return ModelFailure(
             f"{self._where} was silent for {self._settings.timeout_s:g} s",
             "slow",
             fix=f"raise models.{self._name}.timeout_s where it needs that long",
         )
 
-    def _cut(self, why: str) -> Failure:
-        return Failure(f"{self._where} broke off in mid-answer: {why}", "cut")
+    def _cut(self, why: str) -> ModelFailure:
+        return ModelFailure(f"{self._where} broke off in mid-answer: {why}", "cut")
 
-    def _refused(self, error: APIStatusError) -> Failure | ContextTooLong:
+    def _refused(self, error: APIStatusError) -> ModelFailure | ContextTooLong:
         said = error.response.text[:_SHOWN]
         what = f"{self._where} answered {error.status_code}: {said or error.message}"
         if error.status_code in (400, 413, 422) and any(word in said for word in _TOO_LONG):
@@ -157,9 +157,9 @@ class Endpoint:
                 what, fix=f"set models.{self._name}.window, so that what is too much is left out beforehand"
             )
         if error.status_code in _NOT_NOW or error.status_code >= 500:
-            return Failure(what, "overloaded", after_s=_seconds(error.response.headers.get("retry-after")))
+            return ModelFailure(what, "overloaded", after_s=_seconds(error.response.headers.get("retry-after")))
         fix = f"correct the key in models.{self._name}.key_env" if error.status_code in (401, 403) else ""
-        return Failure(what, "refused", fix=fix)
+        return ModelFailure(what, "refused", fix=fix)
 
     def count(self, request: Request) -> int:
         """An estimate: which vocabulary the model has, nobody says."""

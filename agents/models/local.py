@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llmagentos.agents.models.provider import Failure, Request, Turn
-from llmagentos.streams.errors import ContextTooLong, SettingsError
+from llmagentos.agents.models.provider import Request, Turn
+from llmagentos.streams.errors import ContextTooLong, ModelFailure, SettingsError
 from llmagentos.streams.settings import ModelSettings
 
 __all__ = ["Local", "Room"]
@@ -52,7 +52,7 @@ class Room:
         """Have *model* loaded, and count it as used now; others that nobody asks go, as far as that is necessary.
 
         Raises:
-            Failure: there is no room for it, as others are being asked, or it is too large by itself.
+            ModelFailure: there is no room for it, as others are being asked, or it is too large by itself.
         """
         async with self._lock:
             if model in self._used:
@@ -67,7 +67,7 @@ class Room:
                     await other.unload()
             if self._most and sum(self._used.values()) + size > self._most:
                 alone = size > self._most
-                raise Failure(
+                raise ModelFailure(
                     f"model {model.name!r} has {size:,} bytes of weights, and {self._most:,} are for local models"
                     + ("" if alone else f", of which {', '.join(self.loaded)} have what is missing"),
                     "refused" if alone else "overloaded",
@@ -204,7 +204,7 @@ class Local:
     async def ask(self, request: Request) -> AsyncGenerator[str | Turn]:
         """See :class:`~llmagentos.agents.models.provider.Provider`."""
         if request.tools:
-            raise Failure(
+            raise ModelFailure(
                 f"local model {self.name!r} is given tools, whose calls have no common form among local models",
                 "refused",
                 fix="serve it by an endpoint that knows the model's form (vLLM, llama.cpp), or ask it without tools",
@@ -228,7 +228,7 @@ class Local:
             self._thread.submit(self._batch)
             while not isinstance(piece := await asked.pieces.get(), Turn):
                 if isinstance(piece, BaseException):
-                    raise Failure(f"local model {self.name!r} failed: {piece}", "down") from piece
+                    raise ModelFailure(f"local model {self.name!r} failed: {piece}", "down") from piece
                 yield piece
             yield piece
         finally:

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from llmagentos.streams.errors import ModelError
-
-__all__ = ["Call", "Failure", "Provider", "Request", "ToolLike", "Turn", "Usage"]
-
-#: Why a model gave no answer: out of reach; silent for too long; 429 or 5xx; broken off in mid-answer; it does not
-#: take the question; or what came is not the protocol. All but a refusal may pass by itself.
-Kind = Literal["down", "slow", "overloaded", "cut", "refused", "garbled"]
+__all__ = ["Call", "Provider", "Request", "ToolLike", "Turn", "Usage"]
 
 
 class ToolLike(Protocol):
@@ -121,25 +115,6 @@ class Turn:
     finish: str = "stop"
 
 
-class Failure(ModelError):
-    """A model did not answer.
-
-    Args:
-        kind: why.
-        after_s: the pause that its endpoint asks for before it is asked again; None: it said none.
-    """
-
-    def __init__(self, what: str, kind: Kind, *, after_s: float | None = None, fix: str = "") -> None:
-        super().__init__(what, fix=fix)
-        self.kind: Kind = kind
-        self.after_s = after_s
-
-    @property
-    def passes(self) -> bool:
-        """Whether the same question may be answered a little later."""
-        return self.kind != "refused"
-
-
 class Provider(Protocol):
     """Asks one model."""
 
@@ -147,7 +122,7 @@ class Provider(Protocol):
         """The answer's text as it comes, piece by piece, and last the whole turn.
 
         Raises:
-            Failure: there is no answer, or no end of it. ContextTooLong: the question is longer than it takes.
+            ModelFailure: there is no answer, or no end of it. ContextTooLong: the question is longer than it takes.
         """
         ...
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import orjson
 
-from llmagentos.agents.models.provider import Call, Failure, Request, Turn
+from llmagentos.agents.models.provider import Call, Request, Turn
 from llmagentos.agents.models.window import estimate
-from llmagentos.streams.errors import SettingsError
+from llmagentos.streams.errors import ModelFailure, SettingsError
 
 __all__ = ["Scripted"]
 
@@ -56,7 +56,7 @@ class Scripted:
         number = len(self.asked)
         self.asked.append(request)
         if number >= len(self._entries):
-            raise Failure(
+            raise ModelFailure(
                 f"scripted model {self._name!r} was asked {number + 1} times, and has {len(self._entries)} answers",
                 "refused",
                 fix="add an answer to its script",

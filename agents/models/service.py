@@ -16,11 +16,11 @@ from llmagentos.agents.models.budgets import Budgets
 from llmagentos.agents.models.cache import Cache
 from llmagentos.agents.models.endpoint import Endpoint
 from llmagentos.agents.models.local import Local, Room
-from llmagentos.agents.models.provider import Failure, Provider, Request, Turn, Usage
+from llmagentos.agents.models.provider import Provider, Request, Turn, Usage
 from llmagentos.agents.models.scripted import Scripted
 from llmagentos.agents.models.window import fit
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import ContextTooLong, SettingsError
+from llmagentos.streams.errors import ContextTooLong, ModelFailure, SettingsError
 from llmagentos.streams.settings import ModelSettings, Settings
 
 __all__ = ["Models"]
@@ -89,7 +89,7 @@ class Models:
             tenant: who pays.
 
         Raises:
-            Failure: all have failed; the last one's. ContextTooLong: the question is too long for the model.
+            ModelFailure: all have failed; the last one's. ContextTooLong: the question is too long for the model.
             SettingsError: there is no such model, or it can't be opened.
         """
         first, settings = self.named(name)
@@ -116,7 +116,7 @@ class Models:
         for number, each in enumerate(chain):
             try:
                 return await self._fitting(each, request, listen, lambda: heard)
-            except Failure as error:
+            except ModelFailure as error:
                 if (heard and hear is not None) or number + 1 == len(chain):
                     raise
                 log.warning("model %s failed, %s is asked: %s", each, chain[number + 1], error.what)
@@ -152,7 +152,7 @@ class Models:
         while True:
             try:
                 return await self._once(name, request, hear)
-            except Failure as error:
+            except ModelFailure as error:
                 pause_s = min(BACKOFF_S * 2**attempt, BACKOFF_MAX_S) * random.uniform(0.8, 1.2)
                 if error.after_s is not None:
                     pause_s = error.after_s

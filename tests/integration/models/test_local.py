@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from llmagentos.agents.models import Failure, Models, Request, Turn
+from llmagentos.agents.models import Models, Request, Turn
 from llmagentos.agents.models.local import Local
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import ContextTooLong, SettingsError
+from llmagentos.streams.errors import ContextTooLong, ModelFailure, SettingsError
 from llmagentos.streams.settings import Settings
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install 'llmagentos[train]'")
@@ -127,7 +127,7 @@ async def test_the_one_unused_longest_makes_room(folder: Path) -> None:
         await models.ask("b", question("so"))
         assert models.room.loaded == ["c", "b"]
     async with asked(folder, "a", model_memory_bytes=size - 1) as models:
-        with pytest.raises(Failure, match="bytes of weights"):
+        with pytest.raises(ModelFailure, match="bytes of weights"):
             await models.ask("a", question("so"))
 
 
@@ -135,7 +135,7 @@ async def test_what_it_can_not_do_is_told(folder: Path, tmp_path: Path) -> None:
     async with asked(folder, "tiny") as models:
         with pytest.raises(ContextTooLong, match="takes 64"):
             await models.ask("tiny", question("rain " * 100))
-        with pytest.raises(Failure, match="tools"):
+        with pytest.raises(ModelFailure, match="tools"):
             await models.ask("tiny", Request([{"role": "user", "content": "so"}], [{"name": "x"}]))
     async with asked(tmp_path, "none") as models:
         with pytest.raises(SettingsError, match=r"config\.json"):

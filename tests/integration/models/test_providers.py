@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from llmagentos.agents.models import Failure, Models, Provider, Request, Scripted, Turn
+from llmagentos.agents.models import Models, Provider, Request, Scripted, Turn
 from llmagentos.agents.models.endpoint import Endpoint
 from llmagentos.agents.testing import MovableClock
 from llmagentos.agents.testing.endpoint import Answer, ModelEndpoint
 from llmagentos.streams.clock import Clock
-from llmagentos.streams.errors import ContextTooLong, SettingsError
+from llmagentos.streams.errors import ContextTooLong, ModelFailure, SettingsError
 from llmagentos.streams.settings import ModelSettings, Settings
 
 QUESTION = Request([{"role": "user", "content": "Well?"}])
@@ -109,7 +109,7 @@ BROKEN: list[tuple[Answer, str, str]] = [
 @pytest.mark.parametrize(("answer", "kind", "says"), BROKEN, ids=lambda value: str(value)[:30])
 async def test_a_model_that_misbehaves_is_a_failure_that_says_how(answer: Answer, kind: str, says: str) -> None:
     async with models([answer], timeout_s=0.3) as (asked, server):
-        with pytest.raises(Failure, match=says) as failed:
+        with pytest.raises(ModelFailure, match=says) as failed:
             await asked.ask("small", QUESTION)
         assert failed.value.kind == kind
         assert "small" in str(failed.value)
@@ -121,7 +121,7 @@ async def test_an_endpoint_that_is_down_is_named() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         asked = Models(Settings.load(models={"small": {"base_url": url, "retries": 0}}), Clock())
-        with pytest.raises(Failure, match="out of reach") as failed:
+        with pytest.raises(ModelFailure, match="out of reach") as failed:
             await asked.ask(None, QUESTION)
         await asked.close()
     assert failed.value.kind == "down"
@@ -152,14 +152,14 @@ async def test_it_is_asked_again_after_the_pause_that_it_wants() -> None:
 
 async def test_it_is_not_waited_for_where_it_wants_too_long_a_pause() -> None:
     async with models([{"status": 503, "headers": {"retry-after": "3600"}}], retries=5) as (asked, server):
-        with pytest.raises(Failure, match="503"):
+        with pytest.raises(ModelFailure, match="503"):
             await asked.ask("small", QUESTION)
     assert len(server.asked) == 1
 
 
 async def test_what_was_refused_is_not_asked_again() -> None:
     async with models([{"status": 404}, "never"], retries=5) as (asked, server):
-        with pytest.raises(Failure, match="404"):
+        with pytest.raises(ModelFailure, match="404"):
             await asked.ask("small", QUESTION)
     assert len(server.asked) == 1
 
@@ -188,12 +188,23 @@ async def test_what_was_heard_is_not_said_again_by_another() -> None:
     async def hear(text: str) -> None:
         said.append(text)
 
-    async with models([{"chunks": ["a", "b", "c"], "cut": 2}, "again"], retries=3) as (asked, server):
-        with pytest.raises(Failure, match="broke off"):
+    async with (
+        ModelEndpoint([{"chunks": ["a", "b", "c"], "cut": 2}, "again"]) as server,
+        ModelEndpoint(["other"]) as other,
+    ):
+        settings = Settings.load(
+            models={
+                "small": {"base_url": server.url, "retries": 3, "fallback": ["other"]},
+                "other": {"base_url": other.url},
+            }
+        )
+        asked = Models(settings, Clock())
+        with pytest.raises(ModelFailure, match="broke off"):
             await asked.ask("small", QUESTION, hear)
         assert (await asked.ask("small", QUESTION))[0].text == "again"
+        await asked.close()
     assert said == ["a", "b"]
-    assert len(server.asked) == 2
+    assert (len(server.asked), len(other.asked)) == (2, 0)
 
 
 async def test_the_key_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
