@@ -8,7 +8,9 @@ of a call is not in it: `make bench NAME=step-latency` has that.
 
     make bench NAME=tools ARGS="--calls 500"
 
-Profile of a call at level `process`, by strace and perf on a quiet machine: see docs/benchmarks.md.
+What a call costs in CPU (getrusage, 60 calls, two cores shared with others): 20 ms at level `process`, 4 of them in
+Python and 17 in the kernel, for two forks of a process with the imports (the keeper and the function) and the pages
+that each then writes; a fresh interpreter takes 233 ms, 201 of them in Python, for the imports.
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,11 @@ async def test_a_tool_does_not_get_out(
     async def clerk(message: Message, ctx: Context) -> Any:
         return await asyncio.gather(*(ctx.tools[name].invoke(ctx, given) for name, given in message.content))
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    # /proc shows the environment that a process began with: the worker's would have it, were it set by who started it.
+    bearer = subprocess.Popen(["sleep", "600"], env=os.environ | {"SHOP_KEY": "a-secret"})  # noqa: ASYNC220
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+        stack.callback(bearer.wait)
+        stack.callback(bearer.kill)
         calls: list[tuple[str, dict[str, Any]]] = [
             ("fine", {"number": 1}),
             ("fine", {"number": 2}),
