@@ -5,6 +5,9 @@ each a process, on a node of this run's own. `matched` of `total` are turns and 
 (a user's turn, a reply, a question to a service, its result), counted once; the time is the users', from the first to
 the last turn, the kill's hand-over included.
 
+What a profile of the assistant says (py-spy): most of its time was the client of the model's endpoint, half of that the
+client's own transformation of messages and tools by their types, which is left out since (agents/models/endpoint.py).
+
     make bench NAME=concierge ARGS="--dialogues 400"
 """
 

@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--assistants", type=int, default=2, help="workers of the assistant")
     parser.add_argument("--no-kill", dest="kill", action="store_false", help="let all workers live")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # what was started is taken down again
     try:
         if options.dialogues:
             os.environ[dialogues.MOST] = str(options.dialogues)
