@@ -9,8 +9,9 @@ Docstrings of one sentence, of which nothing is left to be found but code, are a
     python benchmarks/knowledge.py --modules 40    # a part, to try it
 
 Where the time goes (processor time of one search, 10,852 chunks, 6 to 7 ms): two thirds are FTS5's, which scores every
-chunk that has any of the words; a quarter is the comparison with all vectors. To leave out words that a tenth of the chunks
-have saves 1.5 ms and costs one hit in a hundred. On a machine with other work the processor time is what to compare.
+chunk that has any of the words; a quarter is the comparison with all vectors. To leave out words that a tenth of the
+chunks have saves 1.5 ms and costs one hit in a hundred. On a machine with other work the processor time is what to
+compare.
 
 The store is kept in the cache folder between runs: `add` embeds only what changed.
 """
