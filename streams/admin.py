@@ -20,7 +20,17 @@ from llmagentos.streams.errors import AccessError, BrokerError, LLMAgentOSError,
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.topology import Topic
 
-__all__ = ["Admin", "Cluster", "TopicDescription", "TopicSpec", "ensure_topics", "partitions_of", "translate"]
+__all__ = [
+    "ASK_AGAIN_S",
+    "NEW_LEADER",
+    "Admin",
+    "Cluster",
+    "TopicDescription",
+    "TopicSpec",
+    "ensure_topics",
+    "partitions_of",
+    "translate",
+]
 
 T = TypeVar("T")
 
@@ -49,6 +59,15 @@ _PASSING = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 }
+#: A partition has a new leader, or its first, and not all of the cluster know yet.
+NEW_LEADER = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+}
+#: What will pass is asked again after this.
+ASK_AGAIN_S = 0.05
 #: What a commit of one who is no member is refused with, while the group has members.
 _HAS_MEMBERS = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS}
 _LOGIN = {KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED, KafkaError.UNSUPPORTED_SASL_MECHANISM}
@@ -280,7 +299,7 @@ class Admin:
                 except KafkaException as error:
                     if error.args[0].code() not in _PASSING or time.monotonic() > deadline:
                         raise translate(error, self.settings, doing) from error
-                    time.sleep(0.05)
+                    time.sleep(ASK_AGAIN_S)
         finally:
             consumer.close()
         for tp in found:
@@ -316,7 +335,7 @@ class Admin:
                         ) from error
                     if code not in _PASSING or time.monotonic() > deadline:
                         raise translate(error, self.settings, doing) from error
-                    time.sleep(0.05)
+                    time.sleep(ASK_AGAIN_S)
         finally:
             consumer.close()
         for tp in found:
@@ -428,8 +447,17 @@ class Admin:
     def _offsets(self, name: str, partitions: Iterable[int], spec: OffsetSpec) -> dict[int, int]:
         request = {TopicPartition(name, partition): spec for partition in partitions}
         doing = f"look up offsets of topic {name}"
-        futures = self._client.list_offsets(request, request_timeout=self.timeout_s)
-        return {tp.partition: self._result(future, doing, topic=name).offset for tp, future in futures.items()}
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            futures = self._client.list_offsets(request, request_timeout=self.timeout_s)
+            try:
+                return {tp.partition: self._result(future, doing, topic=name).offset for tp, future in futures.items()}
+            except BrokerError as error:
+                cause = error.__cause__
+                passing = isinstance(cause, KafkaException) and cause.args[0].code() in NEW_LEADER
+                if not passing or time.monotonic() > deadline:
+                    raise
+            time.sleep(ASK_AGAIN_S)
 
     def _metadata(self, doing: str, topic: str | None = None) -> Any:
         """In short waits, for why there is no answer is only told to error_cb, between them."""

@@ -13,8 +13,9 @@ from itertools import pairwise
 from typing import cast
 
 import confluent_kafka
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
+from llmagentos.streams.admin import ASK_AGAIN_S, NEW_LEADER
 from llmagentos.streams.endpoints import client_config
 from llmagentos.streams.errors import BrokerError
 from llmagentos.streams.producer import librdkafka_log
@@ -28,14 +29,6 @@ BATCH = 1_000
 STALLED_S = 30.0
 #: A healthy cluster answers a request for offsets within milliseconds; one that elects leaders, in seconds.
 ANSWER_S = 10.0
-#: A topic that was just made has no leader everywhere yet; asked again after this.
-ASK_AGAIN_S = 0.05
-_NEW = {
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_LEADER_EPOCH,
-    KafkaError.FENCED_LEADER_EPOCH,
-}
 #: Picked offsets that lie further apart than this are sought for rather than read up to: a seek costs a round trip
 #: and throws away what was fetched, in which time some 10,000 small records are read.
 SEEK_OVER = 5_000
@@ -171,7 +164,8 @@ def watermarks(consumer: confluent_kafka.Consumer, topic: str, partition: int) -
         try:
             return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ANSWER_S)
         except KafkaException as error:
-            if (not error.args[0].retriable() and error.args[0].code() not in _NEW) or time.monotonic() > deadline:
+            passing = error.args[0].retriable() or error.args[0].code() in NEW_LEADER
+            if not passing or time.monotonic() > deadline:
                 raise
             time.sleep(ASK_AGAIN_S)
 
