@@ -441,6 +441,7 @@ class Steps:
                 if attempt >= retries:
                     raise
                 await self._clock.sleep(backoff_s * 2**attempt * random.uniform(0.8, 1.2))
+                await self.alive()  # the partition may have gone meanwhile: its next owner tries
                 attempt += 1
                 continue
             try:

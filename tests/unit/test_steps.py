@@ -606,3 +606,22 @@ async def test_a_cleanup_is_gone_on_with_where_it_was_cut_short(journal: Journal
     assert isinstance(await run(), asyncio.CancelledError)
     assert calls == ["a", "undo b", "undo a"]
     assert [number < CLEANUP for name, number, _ in journal.outcomes() if name == "b"] == [False]
+
+
+async def test_a_run_that_is_over_tries_no_step_again(journal: Journaled) -> None:
+    """Its partition went while a step waited for its next try: that is the next owner's to make."""
+    tries: list[int] = []
+
+    async def pay() -> None:
+        tries.append(len(tries))
+        raise OSError("the line is down")
+
+    run = asyncio.create_task(journal.run(lambda ctx: ctx.step("pay", pay, retries=3, backoff=60)))
+    async with asyncio.timeout(5):
+        while not tries:
+            await asyncio.sleep(0)
+    journal.steps.give_up(Suspended())
+    await journal.clock.move(120)
+    with pytest.raises(Suspended):
+        await asyncio.wait_for(run, 5)
+    assert tries == [0]
