@@ -41,6 +41,11 @@ log = logging.getLogger(__name__)
 #: What another run would end by too.
 _FINAL: Final = (AnswerError, StepError, StateError, BadAnswer, BudgetSpent, ContextTooLong)
 
+#: A partition may go from a worker with newer code back to an old one, while a roll-out has some of both. Each of those
+#: is gone within seconds (docs/benchmarks.md, rollout); so long, and so often, it waits before it is a failure.
+NEWER_S: Final = 60.0
+NEWER_AGAIN_S: Final = 1.0
+
 
 @dataclass(slots=True)
 class Failed:
@@ -106,6 +111,7 @@ class Attempts:
         """
         agent, pausing, clock = self._agent, self._pausing, self._clock
         attempt = 0
+        newer_s = 0.0
         while True:
             ctx = context(attempt)
             turn = pausing.admit()
@@ -166,6 +172,17 @@ class Attempts:
                 if isinstance(error, RecordError):  # the message is to blame, or what was made of it
                     pausing.abandoned(turn)
                     return Failed(error, attempt + 1, ctx)
+                if isinstance(error, ChangedCode) and error.newer and newer_s < NEWER_S:
+                    pausing.abandoned(turn)
+                    if not newer_s:
+                        log.warning(
+                            "message %s of conversation %s was begun by newer code, and waits for a worker that has"
+                            " it: %s",
+                            message.message_id, message.conversation_id, describe(error),
+                        )  # fmt: skip
+                    newer_s += NEWER_AGAIN_S
+                    await clock.sleep(NEWER_AGAIN_S)
+                    continue
                 # Who answered with an error has tried as often as it may: to ask again would multiply that.
                 # A step's outcome is what it is; what it has no record of is not to be had by another run; and what
                 # is remembered can't be read or kept by another run either.

@@ -44,7 +44,7 @@ from llmagentos.streams.dedup import identity_in, identity_of
 from llmagentos.streams.errors import NotOwner, RecordError, RecordTooLarge, ResultError, SchemaError
 from llmagentos.streams.lanes import Lanes, Turns
 from llmagentos.streams.message import Message
-from llmagentos.streams.ownership import Journal, kept
+from llmagentos.streams.ownership import Journal, kept, places_of
 from llmagentos.streams.transport.sink import Start
 from llmagentos.streams.unfinished import Entry
 
@@ -433,7 +433,7 @@ class Inbox:
                 await self._hold(work, message)
                 return
             if entry is not None:
-                work.ran(entry, await assignment.ownership.payloads([entry]))
+                await self._recall(work, entry)
                 if not await self._load(work, message):
                     return
         if work.cause >= 0:
@@ -506,6 +506,12 @@ class Inbox:
                 return
         if await self._complete(work, message, outputs):
             self._sent(work, entry, identity)
+
+    async def _recall(self, work: Work, entry: Entry) -> None:
+        """Read what its handler recorded; again where more comes meanwhile, which would be missing otherwise."""
+        places: set[int] | None = None
+        while places != (places := places_of(entry)):
+            work.ran(entry, await work.assignment.ownership.payloads([entry]))
 
     async def _load(self, work: Work, message: Message) -> bool:
         """Its handler ran before: give it what it recorded; False: that is not to be had, and it is parked."""

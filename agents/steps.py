@@ -130,6 +130,7 @@ class Steps:
         self.dues: dict[str, int] = {}
         self.open: dict[Identity, tuple[Wait, asyncio.Future[Any]]] = {}
         self._known: set[Identity] = set()  # of what is recorded, that this run has to come by
+        self._marked: set[Identity] = set()  # marks of changed code that this run came by
         self._counts: dict[str, int] = {}
         self._callers: dict[str, asyncio.Task[Any] | None] = {}
         self._running = 0
@@ -181,6 +182,7 @@ class Steps:
             for each, recorded in self.found.items()
             if recorded.outcome != "version" and each != DEADLINE and each[1] < CLEANUP
         }
+        self._marked.clear()
         self._counts.clear()
         self._callers.clear()
         self.time = self._message.timestamp
@@ -294,7 +296,7 @@ class Steps:
 
     def _changed(self, instead: str) -> ChangedCode:
         unmet = [identity for identity in self.found if identity in self._known]  # the first that was recorded, first
-        return ChangedCode(
+        error = ChangedCode(
             f"a rerun of agent {self._agent!r} {instead} where {_named(unmet[0])} is recorded"
             + (f" ({len(unmet) - 1} more are)" if len(unmet) > 1 else "")
             + f": message {self._message.message_id} of conversation {self._message.conversation_id}",
@@ -302,6 +304,9 @@ class Steps:
             f" `llmagentos dead redrive --agent {self._agent}`",
             kept="all recorded results",
         )
+        marks = (identity for identity, recorded in self.found.items() if recorded.outcome == "version")
+        error.newer = not self._marked.issuperset(marks)
+        return error
 
     # -- recording ----------------------------------------------------------------------------------------------
 
@@ -350,6 +355,7 @@ class Steps:
         """Whether the run takes the way of the code that is marked so: not where it is past that already."""
         await self.alive()
         identity = (f"{RESERVED}version {name}", 0)
+        self._marked.add(identity)
         if identity in self.found:
             return True
         if self._known:

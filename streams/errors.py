@@ -183,7 +183,13 @@ class StepUnknown(StepError):
 
 
 class ChangedCode(StepError):
-    """A rerun met another step than the journal has: its code was changed, or does not repeat itself."""
+    """A rerun met another step than the journal has: its code was changed, or does not repeat itself.
+
+    Attributes:
+        newer: the journal has marks (`ctx.version`) that the code did not come by: a worker with newer code ran it.
+    """
+
+    newer: bool = False
 
 
 class ToolError(AgentError):

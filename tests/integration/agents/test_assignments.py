@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import confluent_kafka
@@ -24,6 +25,7 @@ from llmagentos.streams.message import Message
 from llmagentos.streams.ownership import Journal, Ownership
 from llmagentos.streams.producer import Producer
 from llmagentos.streams.registry import open_registry
+from llmagentos.streams.saying import say
 from llmagentos.streams.settings import Settings
 from llmagentos.streams.spans import Spans
 from llmagentos.streams.topology import named
@@ -41,7 +43,7 @@ class Hands:
         self.go = asyncio.Event()
         self.begun_again: list[TP] = []
         self.swallow = False
-        self.asks = False
+        self.asks = self.approves = False
         self.heard: list[str] = []
         self.producer: Producer
         self.codec: Codec
@@ -69,6 +71,9 @@ async def hands(settings: Settings, request: pytest.FixtureRequest) -> AsyncIter
     @agent("slow")
     async def slow(message: Message, ctx: Any) -> None:
         made.started.append(message.offset)
+        if made.approves:
+            made.heard.append((await ctx.approve("sure?")).by)
+            return
         if made.asks:
             made.heard.append(await ctx.ask("other", "well?"))
             return
@@ -180,11 +185,11 @@ async def question(hands: Hands, settings: Settings) -> Message:
                     return hands.codec.read(batch[0])
 
 
-async def say(hands: Hands, settings: Settings, asked: Message) -> None:
+async def answer(hands: Hands, settings: Settings, asked: Message) -> None:
     """Answer what was asked."""
-    answer = Message.create("yes", to="slow", conversation="c1", sender="other", type="result")
-    answer.record["caused_by"] = asked.message_id
-    await hands.producer.post(settings.topic("answers.slow"), hands.codec.encode(answer), b"c1", 0, kind=Delivery)
+    said = Message.create("yes", to="slow", conversation="c1", sender="other", type="result")
+    said.record["caused_by"] = asked.message_id
+    await hands.producer.post(settings.topic("answers.slow"), hands.codec.encode(said), b"c1", 0, kind=Delivery)
 
 
 async def heard(hands: Hands, *answers: str) -> None:
@@ -199,7 +204,7 @@ async def test_who_regains_a_partition_hears_again_what_was_answered_before(hand
     hands.deliver(1)
     asked = await question(hands, settings)
     note = hands.inbox.note(hands.tp, 0)  # of the last commit: the question is not answered yet
-    await say(hands, settings, asked)
+    await answer(hands, settings, asked)
     await heard(hands, "yes")
     await hands.inbox.assigned({hands.tp: Start(None, note=note)})  # lost and regained; nothing was committed meanwhile
     hands.deliver(1)
@@ -229,7 +234,7 @@ async def test_an_answer_that_comes_while_its_asker_leaves_with_its_partition_is
         await leaving.wait()
     revoked = asyncio.create_task(hands.inbox.revoked({hands.tp}))
     await asyncio.sleep(0)  # all that is let go at once is, now
-    await say(hands, settings, asked)
+    await answer(hands, settings, asked)
     async with asyncio.timeout(10):
         while hands.answers.position(settings.topic("answers.slow"), 0) < 1:
             await asyncio.sleep(0.005)
@@ -238,3 +243,39 @@ async def test_an_answer_that_comes_while_its_asker_leaves_with_its_partition_is
     await hands.inbox.assigned({hands.tp: Start(None, note=hands.inbox.note(hands.tp, 0))})
     hands.deliver(1)
     await heard(hands, "yes")
+
+
+async def test_what_is_decided_while_a_message_is_recalled_is_not_missing(
+    hands: Hands, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partition is regained, and its steps are being read as one more comes: it was parked for that."""
+    reading, go = asyncio.Event(), asyncio.Event()
+    payloads = Ownership.payloads
+
+    async def slow(self: Ownership, entries: Any) -> Any:
+        found = await payloads(self, entries)
+        reading.set()
+        await go.wait()
+        return found
+
+    hands.approves = True
+    await hands.inbox.assigned({hands.tp: Start(None)})
+    hands.deliver(1)
+    entries = hands.inbox.owned[hands.tp].entries
+    async with asyncio.timeout(10):
+        while 1 not in entries:
+            await asyncio.sleep(0.005)
+    monkeypatch.setattr(Ownership, "payloads", slow)
+    await hands.inbox.assigned({hands.tp: Start(None, note=hands.inbox.note(hands.tp, 0))})
+    hands.deliver(1)
+    async with asyncio.timeout(10):
+        await reading.wait()
+    subject = hands.inbox.owned[hands.tp].entries[1]
+    said = SimpleNamespace(partition=0, offset=1, conversation_id="c1", message_id="m1")
+    names = {"name": "ctx.approve", "number": 0, "by": "ada", "why": ""}
+    await say(hands.producer, hands.codec, settings.topic("journal.slow"), said, "approve", **names)
+    async with asyncio.timeout(10):
+        while len(subject.steps) < 2:
+            await asyncio.sleep(0.005)
+    go.set()
+    await heard(hands, "ada")

@@ -167,6 +167,42 @@ async def test_changed_code_is_parked_with_both_names_and_goes_on_once_it_is_men
     assert (tmp_path / "calls").read_text().split() == ["price", "pay"]
 
 
+async def test_old_code_leaves_what_newer_code_began_to_a_worker_that_has_it(agents: Agents) -> None:
+    """In a roll-out a partition may go from a new worker back to an old one, which parked what it did not know."""
+    met: list[str] = []
+
+    @agent("till", retries=0)
+    async def new(message: Message, ctx: Context) -> str:
+        if await ctx.version("look twice"):
+            await ctx.step("look", str)
+        await ctx.sleep(3_600)
+        return await ctx.step("pay", lambda: "paid")
+
+    @agent("till", retries=0)
+    async def old(message: Message, ctx: Context) -> str:
+        met.append(message.text)
+        await ctx.sleep(3_600)
+        return await ctx.step("pay", lambda: "paid")
+
+    async with agents.run(new, suspend_after_s=0.05) as run:
+        await run.send("till", "x", conversation="c")
+        await run.settled()
+        waits = await run.waiting()
+    assert len(waits) == 1
+    async with agents.run(old, suspend_after_s=0.05) as run:
+        await run.clock.move(3_601)
+        async with asyncio.timeout(30):
+            while len(met) < 3:
+                await run.clock.skip()
+        assert await run.dead_letters() == []
+    async with agents.run(new, suspend_after_s=0.05) as run:
+        await run.clock.move(3_601)
+        async with asyncio.timeout(30):
+            while not await run.outputs("c"):
+                await asyncio.sleep(0.05)
+        assert [message.text for message in await run.outputs("c")] == ["paid"]
+
+
 async def test_a_redrive_keeps_recorded_steps_and_an_edited_message_has_its_own(agents: Agents) -> None:
     calls: list[str] = []
 
