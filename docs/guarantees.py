@@ -54,6 +54,7 @@ PARKING = "tests/integration/agents/test_parking.py::"
 OWNERSHIP = "tests/integration/agents/test_ownership.py::"
 REBALANCE = "tests/integration/transport/test_rebalance.py::"
 STEPS = "tests/integration/agents/test_steps.py::"
+ASSIGNMENTS = "tests/integration/agents/test_assignments.py::"
 HANDLING = "tests/integration/agents/test_handling.py::"
 DEAD = "tests/integration/dead/test_dead.py::"
 SCENARIOS = "tests/chaos/test_scenarios.py::test_all_that_must_hold_holds"
@@ -154,6 +155,8 @@ GUARANTEES = (
         (STEPS + "test_a_handler_that_waits_long_is_suspended_and_goes_on",
          STEPS + "test_a_handler_waits_for_several_things_over_a_restart_of_all_workers",
          STEPS + "test_a_deadline_that_passes_while_suspended_is_the_answer_of_every_run",
+         ASSIGNMENTS + "test_an_answer_that_comes_while_its_asker_leaves_with_its_partition_is_kept",
+         ASSIGNMENTS + "test_who_regains_a_partition_hears_again_what_was_answered_before",
          HANDLING + "test_agents_that_ask_each_other_do_not_stand_in_each_others_way", SCENARIOS, SPEC),
         ("suspended",),
     ),
