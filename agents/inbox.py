@@ -509,9 +509,11 @@ class Inbox:
 
     async def _recall(self, work: Work, entry: Entry) -> None:
         """Read what its handler recorded; again where more comes meanwhile, which would be missing otherwise."""
-        places: set[int] | None = None
-        while places != (places := places_of(entry)):
+        while True:
+            places = places_of(entry)
             work.ran(entry, await work.assignment.ownership.payloads([entry]))
+            if places_of(entry) == places:
+                return
 
     async def _load(self, work: Work, message: Message) -> bool:
         """Its handler ran before: give it what it recorded; False: that is not to be had, and it is parked."""
